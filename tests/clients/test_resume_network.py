@@ -288,6 +288,34 @@ def test_connection_that_never_subscribes_does_not_prevent_a_recovery(
         verify([client], [publisher], recovered=2, repeat_seconds=BOUND)
 
 
+def opened(server: ServerProcess) -> float:
+    """Returns the number of connections that the server has established."""
+    lines = server.get("/metrics").body.decode().splitlines()
+    return sum(float(one.split()[-1]) for one in lines if one.startswith("push1st_connections_opened_total{"))
+
+
+def test_transports_that_race_with_each_other_are_no_twins(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
+    """pusher-js opens an HTTP stream too if its WebSocket is slow, and drops the one that is established later."""
+    with blackhole(server.ws_port) as streams:
+        client = pages(proxy, channel, enabledTransports=["ws", "xhr_streaming"], httpPort=streams.port)
+        publisher = Publisher([server.api_port], [channel], RATE)
+        with together(client, publisher):
+            until_joined([client])
+            established, cuts = opened(server), []
+            for times, (first, second) in enumerate([(streams, proxy), (proxy, streams)], 2):
+                time.sleep(2 * ACKNOWLEDGE)
+                before = len(proxy.links), len(streams.links)
+                proxy.freeze()
+                streams.freeze()
+                cuts += [proxy.cut(), streams.cut()]
+                wait_until(lambda n=before: len(proxy.links) > n[0] and len(streams.links) > n[1], "both transports connect")  # type: ignore[misc]
+                first.thaw()
+                second.thaw()
+                until_joined([client], times)
+            verify([client], [publisher], recovered=2, repeat_seconds=BOUND, cuts=cuts)
+            assert opened(server) == established + 4, "both transports were established each time"
+
+
 def test_second_cut_after_a_dead_connection_repeats_only_what_its_page_may_have_missed(
     server: ServerProcess, proxy: Blackhole, channel: str
 ) -> None:

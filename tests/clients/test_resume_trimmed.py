@@ -1,5 +1,6 @@
 """Clients whose messages are no longer kept are notified once, and the others are not."""
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -119,6 +120,12 @@ def test_client_whose_channel_the_memory_bound_dropped_is_notified(channel: str)
             verify(clients, [publisher], recovered=0, reasons={"unknown": 1, "state-lost": 1})
 
 
+def cut_offs(server: ServerProcess) -> int:
+    """Returns the number of clients that the server has cut off because they did not read."""
+    (count,) = re.findall(r'(?m)^push1st_cut_offs_total\{reason="slow"\} ([0-9]+)', server.get("/metrics").body.decode())
+    return int(count)
+
+
 def test_slow_reader_that_is_cut_off_is_notified_once(server: ServerProcess, proxy: Blackhole, channel: str) -> None:
     """Its messages of 10 KB are more than a quarter of `outbox`: a replay would have it cut off again and again."""
     clients = each_kind(proxy, channel, patience=3)
@@ -128,5 +135,5 @@ def test_slow_reader_that_is_cut_off_is_notified_once(server: ServerProcess, pro
         time.sleep(2 * ACKNOWLEDGE)
         proxy.freeze(later=False)
         until_joined(clients, 2)
-        time.sleep(2)
+        wait_until(lambda: cut_offs(server) == len(clients), "the server cuts off the connections")
         verify(clients, [publisher], recovered=0, reasons={"unknown": 1, "too-large": 1})

@@ -25,8 +25,9 @@ from tests.support.sse import Block, blocks
 CONFIG = {"server": {"proto": ["pusher", "websocket", "sse"]}}
 KEY = "history-key"
 GOOD = "https://good.example"
+HISTORY = [{"filter": "small-", "size": 10}, {"size": 1000}]
 APPS = {
-    "app-history": merged(APP, {"key": KEY, "history": {"size": 1000}, "limits": {"payload": 100_000}}),
+    "app-history": merged(APP, {"key": KEY, "history": HISTORY, "limits": {"payload": 100_000}}),
     "app-origins": merged(APP, {"key": "origins-key", "origins": [GOOD]}),
     "app-quota": merged(APP, {"key": "quota-key", "limits": {"connections": 1}}),
 }
@@ -379,6 +380,25 @@ def test_an_event_source_with_20_channels_gets_what_it_missed_on_each(server, so
     assert [one["data"]["recovered"] for one in got if one["event"] == "resumed"] == [True] * 20
     assert [one["data"] for one in got if one["event"] == "e"] == names
     publish(server, names[0], "live")
+    assert stream.next("message")["data"]["data"] == "live"
+
+
+@pytest.mark.parametrize("count", [1, 20])
+def test_an_event_source_that_lost_its_notification_is_notified_again(server, source, proxy, channel, count):
+    """An id must not arrive before the notifications that it stands for."""
+    names = [f"small-{channel}-{number}" for number in range(count)]
+    stream = source(proxy.port, "/".join(names), "position")
+    stream.next("position")
+    proxy.freeze(later=False)
+    for _ in range(12):
+        server.post("/apps/app-history/events", {"name": "e", "channels": names, "data": 1})
+    proxy.cut_next_before(b'"resumed"')
+    proxy.cut()
+    wait_until(lambda: len(proxy.links) == 3, "the EventSource comes back twice")
+    got = [stream.next("message")["data"] for _ in names]
+    assert [(one["channel"], one["data"]["reason"]) for one in got] == [(name, "trimmed") for name in names]
+    assert stream.next("position")["id"].count(":12") == count
+    publish(server, names[-1], "live")
     assert stream.next("message")["data"]["data"] == "live"
 
 
