@@ -209,6 +209,18 @@ def test_record_is_written_again_after_a_third_of_its_time() -> None:
     assert site.port.writes == writes + 1
 
 
+def test_page_whose_channel_was_idle_for_an_hour_is_recovered() -> None:
+    """The position of a connection without events expired (socket.io#5282)."""
+    site = Site()
+    first, outlet = site.join()
+    site.acknowledge(first, outlet)
+    site.elapse(3600)
+    first.expire()
+    site.world.publish("news", b"1")
+    _, outlet = site.join()
+    assert (resumed(outlet)[0].reason, resumed(outlet)[0].replayed) == (None, 1)
+
+
 def test_channel_that_the_client_leaves_is_removed_from_the_record() -> None:
     site = Site()
     session, outlet = site.join()
