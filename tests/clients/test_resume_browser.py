@@ -8,7 +8,7 @@ import pytest
 
 from tests.clients.browser import Browser, Tab
 from tests.support.blackhole import Blackhole, blackhole
-from tests.support.process import ServerProcess, running
+from tests.support.process import ServerProcess, running, wait_until
 from tests.support.recovering import BOUND, CONFIG, Publisher, PusherPages, kept, page_name, together, until_joined, verify
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
@@ -71,6 +71,26 @@ def test_page_in_a_browser_recovers_from_a_dead_network(
             proxy.thaw()
         until_joined([page], 2)
         verify([page], [publisher], recovered=1, repeat_seconds=BOUND, cuts=[at])
+
+
+def test_page_whose_browser_repeats_a_poll_recovers(
+    browser: Browser, server: ServerProcess, proxy: Blackhole, channel: str
+) -> None:
+    """A browser repeats a request by itself if the connection ends before the response, though the response had events."""
+    page = TabPage(browser, proxy.port, [channel], "xhr_polling")
+    publisher = Publisher([server.api_port], [channel], 20)
+    with together(page, publisher):
+        until_joined([page])
+        time.sleep(1.5)
+        cut_before = len(proxy.links) - len(proxy.open_links)
+
+        def is_cut() -> bool:  # between two polls, the browser may open another connection
+            proxy.cut_before(b"HTTP/1.1 200")
+            return len(proxy.links) - len(proxy.open_links) > cut_before
+
+        wait_until(is_cut, "a response is cut")
+        until_joined([page], 2)
+        verify([page], [publisher], recovered=1, repeat_seconds=BOUND)
 
 
 def test_page_in_a_browser_that_closes_first_while_events_are_on_their_way_recovers(

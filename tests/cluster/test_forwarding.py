@@ -45,10 +45,10 @@ def pair() -> Iterator[tuple[ServerProcess, ServerProcess]]:
 
 
 @contextlib.contextmanager
-def asked(server: ServerProcess, endpoint: str, body: bytes = b"") -> Iterator[http.client.HTTPResponse]:
+def asked(server: ServerProcess, endpoint: str, body: bytes = b"", query: str = QUERY) -> Iterator[http.client.HTTPResponse]:
     connection = http.client.HTTPConnection("127.0.0.1", server.ws_port, timeout=DEADLINE)
     try:
-        connection.request("POST", f"{Session.path}/{endpoint}{QUERY}", body)
+        connection.request("POST", f"{Session.path}/{endpoint}{query}", body)
         with connection.getresponse() as response:
             yield response
     finally:
@@ -131,6 +131,22 @@ def test_a_poll_waits_at_another_server(pair: tuple[ServerProcess, ServerProcess
         connection.request("POST", f"{Session.path}/xhr{QUERY}", b"")
         publish(one, "1")
         assert names(connection.getresponse().read()) == ["e"]
+
+
+def test_request_that_is_repeated_at_another_server_ends_the_session_of_a_page(
+    pair: tuple[ServerProcess, ServerProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The frames of the first response may be lost, and the page must recover them."""
+    monkeypatch.setattr(Session, "path", f"/resume/page-0123456789abcdef{Session.path}")
+    one, other = pair
+    with asked(one, "xhr", query=f"{QUERY}&n=1") as response:
+        response.read()
+    for server in (one, other):
+        with asked(server, "xhr_send", b'["{\\"event\\":\\"pusher:ping\\",\\"data\\":{}}"]', f"?n={2 + (server is other)}"):
+            pass
+        with asked(server, "xhr", query=f"{QUERY}&n=4") as response:
+            frames = response.read()
+        assert (b"c[4200" in frames) == (server is other)
 
 
 def test_unknown_session_is_404_on_each_server(pair: tuple[ServerProcess, ServerProcess]) -> None:

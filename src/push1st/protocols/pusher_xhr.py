@@ -5,6 +5,8 @@ and `h`. After the letter `a`, the JSON text is an array of strings. Each string
 codec of the Pusher protocol encodes.
 """
 
+import re
+
 import msgspec
 
 from push1st.errors import Refused
@@ -17,6 +19,10 @@ HEARTBEAT = b"h\n"
 MAX_RESPONSE = 262_144
 """the maximum length of a response in UTF-16 characters; pusher-js ends a response after the frame that exceeds this length"""
 
+MAX_OLDER = 1024
+"""the greatest difference between the number of a late request and the highest number so far"""
+
+_NUMBER = re.compile("(?:^|&)n=([0-9]{1,15})(?:&|$)")
 _messages = msgspec.json.Decoder(list[str])
 _pusher = Pusher(lambda _: b"")
 
@@ -44,6 +50,37 @@ class PusherXhr:
 
     def slow(self) -> tuple[int, str]:
         return _pusher.slow()
+
+
+class RequestNumbers:
+    """The numbers of a client's requests, from which a repeated request is recognized.
+
+    pusher-js counts its requests, and puts the number into the parameter `n` of the query. If the connection of a request ends
+    before the response, a browser or a proxy may repeat the request without the knowledge of pusher-js, with the same number.
+    Requests on several connections may arrive in another order, so the class uses a window, like RFC 4303 §3.4.3.
+    """
+
+    __slots__ = ("_highest", "_seen")
+
+    def __init__(self) -> None:
+        self._highest = 0
+        self._seen = 0
+        """the bit 2**i is set if the number `_highest` - i has arrived"""
+
+    def is_repeated(self, query: str) -> bool:
+        """Stores the number of a request, and returns whether the request may be a repetition. `query`: the request's query."""
+        found = _NUMBER.search(query)
+        if found is None:
+            return False
+        ahead = int(found[1]) - self._highest
+        if ahead > 0:
+            self._highest += ahead
+            self._seen = (self._seen << min(ahead, MAX_OLDER) | 1) % (1 << MAX_OLDER)
+            return False
+        if -ahead >= MAX_OLDER or self._seen >> -ahead & 1:
+            return True
+        self._seen |= 1 << -ahead
+        return False
 
 
 def end_frames(code: int, reason: str, announced: bool = True) -> bytes:

@@ -45,12 +45,14 @@ class ForwardedRequest(msgspec.Struct, frozen=True, array_like=True):
     """A request that a worker forwards to the worker that owns the request's session.
 
     `number`: the request's number, which is unique on the forwarding worker. `to`: the topic for frames to the forwarding worker.
+    `query`: the query of the request.
     """
 
     endpoint: str
     body: bytes
     number: int
     to: str
+    query: str = ""
 
 
 class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
@@ -261,7 +263,7 @@ class Forwarding:
 
     # Requests whose sockets this worker has
 
-    async def forward(self, app: App, topic: str, endpoint: str, body: bytes) -> Response | RemoteSession | None:
+    async def forward(self, app: App, topic: str, endpoint: str, body: bytes, query: str) -> Response | RemoteSession | None:
         """Forwards a request to the owner of a session. Returns the response, or the session that will respond.
 
         Returns None if no worker owns the session. `topic`: the topic of the session. Raises Refused(503) if the broker is away.
@@ -273,7 +275,7 @@ class Forwarding:
         remote = RemoteSession(app, number, name, partial(self._send_to_owner, app, topic), forget, self._gone)
         self._remote_sessions[number] = remote
         try:
-            replies = await self._controller.request(app, topic, _encode(ForwardedRequest(endpoint, body, number, name)))
+            replies = await self._controller.request(app, topic, _encode(ForwardedRequest(endpoint, body, number, name, query)))
         except Refused:
             forget()
             raise

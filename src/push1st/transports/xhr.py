@@ -110,13 +110,15 @@ class Fallbacks:
 
     def _serve(self, request: XhrRequest, exchange: Exchange, client: XhrSession | None) -> Outcome:
         """Serves a request of a session that this worker owns, or the first request of a new session."""
-        if request.endpoint == "xhr_send":
-            return self._receive(client, request.http.body)
-        if client is None:
+        if client is None and request.endpoint != "xhr_send":
             try:
                 client = self._open(request)
             except Disconnect as end:
                 return self._reject(request, end)
+        if client is not None:
+            client.delivery.requested(request.http.query)
+        if client is None or request.endpoint == "xhr_send":
+            return self._receive(client, request.http.body)
         return Stream(client, self._context) if request.endpoint == "xhr_streaming" else client.poll(exchange)
 
     def _receive(self, client: XhrSession | None, body: bytes) -> Response:
@@ -201,7 +203,7 @@ class Fallbacks:
             return self._serve(request, exchange, None)
         app = node.app(config)
         topic = topic_of(name)
-        remote = await self._forwarding.forward(app, topic, request.endpoint, request.http.body)
+        remote = await self._forwarding.forward(app, topic, request.endpoint, request.http.body, request.http.query)
         if isinstance(remote, Response):
             return remote
         if remote is not None:
@@ -219,6 +221,7 @@ class Fallbacks:
         client = self._clients.get(name)
         if client is None or (request.endpoint == "xhr_send" and client.closing):
             return Response(404, b"no session has this id\n", TYPE, HEADERS)
+        client.delivery.requested(request.query)
         if request.endpoint == "xhr_send":
             try:
                 return self._receive(client, request.body)

@@ -7,6 +7,9 @@ the current request.
 This module has the rules of the fallbacks: heartbeats, deadlines, and the frames that end a session. If a session ends between
 two requests, the session leaves its channels at once. For `GAP_SECONDS` after the end, the registry keeps the session, and
 answers the session's next request with the final frames.
+
+The client of a page must not acknowledge frames that it has not received. So the session of a page ends if frames may be lost: a
+stream ended early, or a request was repeated (`xhr_stream.PageDelivery`). The page then reconnects and recovers its events.
 """
 
 import asyncio
@@ -26,7 +29,7 @@ from push1st.transports.handlers import Exchange
 from push1st.transports.places import Places
 from push1st.transports.sweep import NEVER
 from push1st.transports.xhr_input import XhrInput
-from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, take_response
+from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, PageDelivery, take_response
 
 GAP_SECONDS = 10
 """the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
@@ -39,6 +42,7 @@ PONG_SECONDS = 30
 """the seconds in which a silent client must answer a heartbeat"""
 FULL_SECONDS = 60
 """the seconds in which a client must read a full response completely, and send its next request"""
+LOSSY = "Some frames may be lost, reconnect"
 MAX_MESSAGES = 100
 """the maximum number of messages in an `xhr_send`; pusher-js sends one message"""
 
@@ -75,6 +79,7 @@ class XhrSession:
         "address",
         "codec",
         "current",
+        "delivery",
         "due_at",
         "has_room",
         "input",
@@ -103,6 +108,7 @@ class XhrSession:
         self.input: XhrInput | None = None
         """the queue of messages that are not applied yet; None if no message waits"""
         self.is_slow = False
+        self.delivery = PageDelivery()
         self._authorize_by = 0.0
         self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
@@ -117,6 +123,7 @@ class XhrSession:
         )
         if page is not None:
             page.begin(session)
+            self.delivery.begin()
         self._detach()
         node.metrics.connections[self.codec.name] += 1
         node.metrics.opened[self.codec.name] += 1
@@ -137,16 +144,18 @@ class XhrSession:
         """Returns the response to a poll. If no frames wait for the client, returns this session, which responds later."""
         current = OpenPoll(self, exchange)
         self._displace(current)
-        if self._outbox:
-            return self._take_response()
         self._session.attach(current)
-        return self
+        if self.delivery.is_lossy:
+            self.close(4200, LOSSY)
+        return self._take_response() if self._outbox else self
 
     def stream(self, stream: StreamWriter) -> None:
         """Attaches the session to a new stream."""
         current = OpenStream(self, self._context, stream)
         self._displace(current)
         self._session.attach(current)
+        if self.delivery.is_lossy:
+            self.close(4200, LOSSY)
         if self.closing:
             self._end_stream()
 
@@ -159,6 +168,7 @@ class XhrSession:
         if self.current is None:
             self._registry.detached.leave(*self.place)
         else:
+            self.delivery.ended(self.current)
             asyncio.get_running_loop().call_soon(self.current.displace)
         self.current = current
         self._seen = self._context.sweep.now
@@ -166,8 +176,15 @@ class XhrSession:
 
     def lost(self, request: object) -> None:
         """Handles a request whose socket has closed."""
-        if self.current is not None and self.current.request is request:
-            self._detach()
+        current = self.current
+        if current is None or current.request is not request:
+            return
+        self._detach()
+        self.delivery.ended(current)
+        if self.delivery.is_lossy and not self.closing:
+            self._context.node.metrics.cut_offs["gone"] += 1
+            self._expire()
+            self._outbox.write(end_frames(4200, LOSSY))
 
     def _detach(self) -> None:
         """Detaches the session, because its current request has ended."""
@@ -219,20 +236,23 @@ class XhrSession:
     def receive(self, body: bytes) -> None:
         """Applies the messages of an `xhr_send`. Raises Refused."""
         context = self._context
+        if self.delivery.is_lossy:
+            self.close(4200, LOSSY)
+        if self.closing:
+            return
         texts = decode_messages(body)
         if len(texts) > MAX_MESSAGES:
             raise Refused(413, f"a request has at most {MAX_MESSAGES} messages")
-        if not self.closing:
-            most = context.max_message(context.config.server.pusher, self._session.app.config.limits)
-            if any(len(text) > most for text in texts):
-                raise Refused(413, f"a message has at most {most} bytes")
+        most = context.max_message(context.config.server.pusher, self._session.app.config.limits)
+        if any(len(text) > most for text in texts):
+            raise Refused(413, f"a message has at most {most} bytes")
         context.node.metrics.bytes_in += len(body)
         self._seen = context.sweep.now
         self._beat_at = 0.0
         if not texts and self._seen - self.wrote_at >= min(QUIET_SECONDS, self._period):
             self._beat()
         if self.input is not None:
-            if self.input.add(texts) and not self.closing:
+            if self.input.add(texts):
                 context.node.metrics.cut_offs["queue-full"] += 1
                 self.close(4100, f"more than {MAX_WAITING_COMMANDS} commands are waiting")
         elif texts:

@@ -12,7 +12,7 @@ from typing import Protocol
 from push1st.core.hub import Write
 from push1st.core.outbox import Outbox
 from push1st.messages import Response
-from push1st.protocols.pusher_xhr import MAX_RESPONSE, whole_frames
+from push1st.protocols.pusher_xhr import MAX_RESPONSE, RequestNumbers, whole_frames
 from push1st.transports.answers import endless
 from push1st.transports.context import EdgeContext
 from push1st.transports.forwarding import StreamWriter
@@ -193,7 +193,7 @@ class OpenPoll:
         return item
 
     def resume(self, items: list[bytes]) -> list[bytes]:
-        """Returns all items, because `take` has already scheduled the answer, which contains these items."""
+        """Returns all items, because the session sends waiting items in the answer to the poll."""
         return items
 
     def _answer(self) -> None:
@@ -203,6 +203,41 @@ class OpenPoll:
     def displace(self) -> None:
         """Ends the poll, because another request of the session displaces it."""
         self.request.finish(Response(409, b"another request has this session now\n", TYPE, HEADERS))
+
+
+class PageDelivery:
+    """Whether the client of a page has received all frames of the ended responses of a session.
+
+    is_lossy: whether some frames may be lost, so that the session must end; always false for a client without a page.
+    """
+
+    __slots__ = ("_numbers", "is_lossy")
+
+    def __init__(self) -> None:
+        self._numbers: RequestNumbers | None = None
+        """the numbers of the client's requests; None for a client without a page"""
+        self.is_lossy = False
+
+    def begin(self) -> None:
+        """Begins the checks for the client of a page."""
+        self._numbers = RequestNumbers()
+
+    def requested(self, query: str) -> None:
+        """Handles the arrival of a request. `query`: the query of the request.
+
+        If a request is repeated, the client may not have received the frames of the first response. A repeated `xhr_send` may
+        contain a second `pusher:pong`, with which the client would acknowledge frames that it has not received.
+        """
+        if self._numbers is not None and self._numbers.is_repeated(query):
+            self.is_lossy = True
+
+    def ended(self, response: "OpenPoll | OpenStream") -> None:
+        """Handles a response that ends because its socket has closed, or because another request displaces it.
+
+        The client has read all frames of a full stream when it sends its next request. pusher-js continues no other stream.
+        """
+        if self._numbers is not None and isinstance(response, OpenStream) and not response.is_full:
+            self.is_lossy = True
 
 
 def take_response(outbox: Outbox[bytes]) -> bytes:

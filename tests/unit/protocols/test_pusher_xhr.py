@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from push1st.errors import Refused
 from push1st.messages import Established, Failure, Message, Ping, Pong, Replayed, Subscribe, Subscribed
 from push1st.protocols.pusher import Pusher
-from push1st.protocols.pusher_xhr import PusherXhr, decode_messages, end_frames, whole_frames
+from push1st.protocols.pusher_xhr import MAX_OLDER, PusherXhr, RequestNumbers, decode_messages, end_frames, whole_frames
 from tests.support.frames import frames
 
 codec = PusherXhr()
@@ -112,3 +112,25 @@ def test_frames_of_any_script_are_counted_alike(lines, room):
     before = taken[:-1].rpartition("\n")[0]
     assert left >= 0 or not before or len(before.encode("utf-16-le")) // 2 + 1 <= room
     assert left < 0 or len(taken) == len(data)
+
+
+@given(st.permutations(range(5, 30)))
+def test_request_is_repeated_if_its_number_has_arrived_in_whatever_order(order):
+    numbers = RequestNumbers()
+    assert [numbers.is_repeated(f"protocol=7&t=1&n={one}") for one in order] == [False] * 25
+    assert [numbers.is_repeated(f"n={one}&t=2") for one in order] == [True] * 25
+    assert not numbers.is_repeated("t=1&n=31")
+    assert not numbers.is_repeated("t=1&n=30")
+
+
+def test_request_that_is_too_old_may_be_repeated():
+    numbers = RequestNumbers()
+    assert not numbers.is_repeated(f"n={10**14}")
+    assert not numbers.is_repeated(f"n={10**14 - MAX_OLDER + 1}")
+    assert numbers.is_repeated(f"n={10**14 - MAX_OLDER}")
+
+
+@pytest.mark.parametrize("query", ["", "n=", "n=x", "nn=1", "t=1", "n=1x", "n=-1", f"n={10**15}"])
+def test_request_without_a_number_is_not_repeated(query):
+    numbers = RequestNumbers()
+    assert [numbers.is_repeated(query), numbers.is_repeated(query)] == [False, False]

@@ -152,7 +152,7 @@ class WorkerSession:
         await self.forwarding.own(self.app, TOPIC, self.accept)
 
     async def forward(self) -> RemoteSession:
-        remote = await self.forwarding.forward(self.app, TOPIC, "read", b"body")
+        remote = await self.forwarding.forward(self.app, TOPIC, "read", b"body", "n=1")
         assert isinstance(remote, RemoteSession)
         return remote
 
@@ -206,13 +206,13 @@ def pair() -> Pair:
 
 
 async def test_request_of_a_session_without_an_owner_is_not_forwarded(pair):
-    assert await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"") is None
+    assert await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"", "n=1") is None
 
 
 async def test_request_is_answered_by_the_owner(pair):
     await pair.owner.own()
     pair.owner.reply = Response(200, b"answer")
-    answer = await pair.other.forwarding.forward(pair.other.app, TOPIC, "send", b"body")
+    answer = await pair.other.forwarding.forward(pair.other.app, TOPIC, "send", b"body", "n=1")
     assert answer == pair.owner.reply
     assert [(one.endpoint, one.body) for one in pair.owner.requests] == [("send", b"body")]
 
@@ -220,7 +220,7 @@ async def test_request_is_answered_by_the_owner(pair):
 async def test_released_session_receives_no_requests(pair):
     await pair.owner.own()
     await pair.owner.forwarding.disown(pair.owner.app, TOPIC)
-    assert await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"") is None
+    assert await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"", "n=1") is None
 
 
 async def test_poll_waits_for_the_response_of_the_owner(pair):
@@ -285,7 +285,7 @@ async def test_request_is_rejected_while_the_broker_is_away(pair):
     await pair.stream()
     pair.broker.is_away = True
     with pytest.raises(Refused):
-        await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"")
+        await pair.other.forwarding.forward(pair.other.app, TOPIC, "read", b"", "n=1")
 
 
 async def test_probes_keep_requests_that_both_workers_know(pair):

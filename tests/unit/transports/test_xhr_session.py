@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from push1st.config.history import HistorySection, Resume
 from push1st.config.model import ProtocolConfig, ServerConfig
 from push1st.transports import xhr_stream
 from push1st.transports.http import HttpConnection
@@ -400,3 +401,82 @@ async def test_poll_is_not_answered_with_one_item_over_the_bound():
     await publish(site, "x" * 1000)
     assert events(Answer(poll.data).body) == ["error", 4100]
     assert site.metrics.cut_offs == {"slow": 1}
+
+
+# The session of a page
+
+
+PAGE = "/resume/page-0123456789abcdef"
+ENDED = ["error", 4200]
+
+
+@pytest.fixture
+def page_site() -> Site:
+    return Site(app_config(history=(HistorySection(),), resume=Resume()))
+
+
+async def test_repeated_poll_ends_the_session_of_a_page(page_site):
+    assert events(Answer((await ask(page_site, f"{PAGE}{POLL}&n=1")).data).body) == WELCOME
+    assert events(Answer((await ask(page_site, f"{PAGE}{POLL}&n=1")).data).body) == ENDED
+    assert page_site.world.app.tenant.sessions == {}
+
+
+async def test_poll_that_is_repeated_while_the_first_one_waits_gets_the_end(page_site):
+    await ask(page_site, f"{PAGE}{POLL}&n=1")
+    first, second = [await ask(page_site, f"{PAGE}{POLL}&n=2") for _ in range(2)]
+    assert statuses(first.data) == [409]
+    assert events(Answer(second.data).body) == ENDED
+
+
+async def test_repeated_stream_ends_the_session_of_a_page(page_site):
+    assert frames_of(await stream(page_site, path=f"{PAGE}{STREAM}&n=1")) == WELCOME
+    again = await stream(page_site, path=f"{PAGE}{STREAM}&n=1")
+    assert frames_of(again) == ENDED
+    assert again.closed
+
+
+async def test_repeated_messages_end_the_session_of_a_page_and_are_not_applied(page_site):
+    transport = await stream(page_site, path=f"{PAGE}{STREAM}&n=1")
+    pong = {"event": "pusher:pong", "data": {}}
+    assert [await send(page_site, pong, path=f"{PAGE}{SEND}?n={n}") for n in (3, 2)] == [200, 200]
+    assert frames_of(transport) == WELCOME
+    ping = {"event": "pusher:ping", "data": {}}
+    assert await send(page_site, ping, path=f"{PAGE}{SEND}?n=3") == 200
+    assert frames_of(transport) == ENDED
+
+
+async def test_session_without_a_page_continues_after_a_repeated_request(site):
+    assert await polled(site) == WELCOME
+    assert await send(site, {"event": "pusher:ping", "data": {}}, path=f"{SEND}?n=1") == 200
+    assert await send(site, {"event": "pusher:ping", "data": {}}, path=f"{SEND}?n=1") == 200
+    assert await polled(site) == ["pong", "pong"]
+
+
+@pytest.mark.parametrize("how", ["lost", "displaced by a stream", "displaced by a poll"])
+async def test_session_of_a_page_ends_with_a_stream_that_is_not_full(page_site, how):
+    first = await stream(page_site, path=f"{PAGE}{STREAM}&n=1")
+    if how == "lost":
+        first.protocol.connection_lost(None)
+        assert page_site.world.app.tenant.sessions == {}
+        assert page_site.metrics.cut_offs["gone"] == 1
+    if how == "displaced by a stream":
+        second = await stream(page_site, path=f"{PAGE}{STREAM}&n=2")
+        assert frames_of(second) == ENDED
+        assert second.closed
+    else:
+        assert events(Answer((await ask(page_site, f"{PAGE}{POLL}&n=2")).data).body) == ENDED
+    assert page_site.world.app.tenant.sessions == {}
+    page_site.pass_seconds(GAP_SECONDS + 1)
+    assert frames_of(await stream(page_site, path=f"{PAGE}{STREAM}&n=3")) == WELCOME
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_session_of_a_page_continues_after_a_full_stream(page_site, monkeypatch, is_lost):
+    monkeypatch.setattr(xhr_stream, "MAX_RESPONSE", 100)
+    first = await stream(page_site, path=f"{PAGE}{STREAM}&n=1")
+    assert frames_of(first) == WELCOME
+    if is_lost:
+        first.protocol.connection_lost(None)
+    second = await stream(page_site, path=f"{PAGE}{STREAM}&n=2")
+    await send(page_site, {"event": "pusher:ping", "data": {}}, path=f"{PAGE}{SEND}?n=3")
+    assert frames_of(second) == ["pong"]
