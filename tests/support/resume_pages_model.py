@@ -93,6 +93,8 @@ class Connection:
             client.acknowledged = {channel: [] for channel in CHANNELS}
         self.frames: deque[list[Any]] = deque()
         self.closed_at: float | None = None
+        self.has_aged = False
+        """whether the positions that the connection inherited may have aged"""
         self.page = world.node.pages.connection(client.name, "192.0.2.1")
         self.session = Session(world.node, world.app, self, LINES, self.write, "192.0.2.1", resumption=self.page)
         self.page.begin(self.session)
@@ -323,9 +325,20 @@ class PageMachine(RuleBasedStateMachine):
             self.world.history.tick()
         self.model.expire()
         self.loop.step(self.world.node.tick())
+        for connection in self.vanished:
+            if not connection.has_aged and self.world.clock.seconds > connection.opened + RETURN_SECONDS:
+                self._age(connection)
         for connection in [one for one in self.vanished if one.is_over]:
             self.vanished.remove(connection)
             self._run(connection.page.finish)
+
+    def _age(self, connection: Connection) -> None:
+        """Stores that inherited positions age, also if the client has vanished: the server has not noticed this."""
+        connection.has_aged = True
+        (page,) = [one for one in self.pages if one.name == connection.name]
+        if page.connection is None:
+            for channel in page.acknowledged.keys() - connection.answered:
+                page.acknowledged[channel] = []
 
     @invariant()
     def has_no_fault(self) -> None:
