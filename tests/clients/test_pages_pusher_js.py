@@ -18,7 +18,7 @@ APPS: dict[str, Any] = {  # the Python library takes no app id but digits
         APP,
         {
             "key": KEY,
-            "history": [{"filter": ["news-", "private-", "presence-", "cache-"], "size": 100, "ttl": 60}],
+            "history": [{"filter": ["news-", "private-", "presence-", "cache-", "#server-to-user-"], "size": 100, "ttl": 60}],
             "resume": {"seconds": 60, "acknowledge": 1},
         },
     )
@@ -67,6 +67,12 @@ def start(node: Callable[..., NodeProcess], server: ServerProcess, port: int, wh
 
 def resumed(client: NodeProcess, channel: str) -> dict[str, Any]:
     data: dict[str, Any] = client.next(on="event", channel=channel, event=RESUMED)["data"]
+    return data
+
+
+def resumed_user(client: NodeProcess, channel: str) -> dict[str, Any]:
+    """Returns the data of `pusher:resumed` on a user's own channel, on which pusher-js calls no callback for this event."""
+    data: dict[str, Any] = client.next(on="message", channel=channel, event=RESUMED)["data"]
     return data
 
 
@@ -144,6 +150,24 @@ def test_pusher_js_that_disconnects_and_connects_again_is_recovered(
     client.tell("connect")
     assert resumed(client, where)["recovered"]
     assert received(client, 1) == [1]
+
+
+def test_signed_in_user_of_pusher_js_gets_what_it_missed(
+    kept: ServerProcess, proxy: Blackhole, node: Callable[..., NodeProcess]
+) -> None:
+    user = secrets.token_hex(4)
+    where = f"#server-to-user-{user}"
+    client = node("pusher_more.mjs", key=KEY, secret="secret", client=paths(proxy.port), userData={"id": user})
+    client.next(on="state", state="connected")
+    before = acknowledgements(kept)
+    client.tell("signin", events=["e"])
+    assert resumed_user(client, where)["reason"] == "unknown"
+    wait_until(lambda: acknowledgements(kept) > before, "the server has the acknowledgement")
+    proxy.cut()
+    client.next(on="state", state="connecting")
+    kept.post("/apps/1234/events", {"name": "e", "channel": where, "data": 1})
+    assert resumed_user(client, where)["recovered"]
+    assert client.next(on="user_event")["data"] == 1
 
 
 def test_laravel_echo_gets_what_it_missed(kept: ServerProcess, proxy: Blackhole, node: Callable[..., NodeProcess]) -> None:
