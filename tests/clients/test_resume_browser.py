@@ -39,7 +39,7 @@ class TabPage(PusherPages):
         hosts = {"wsHost": "127.0.0.1", "wsPort": port, "httpHost": "127.0.0.1", "httpPort": port}
         paths = {"wsPath": f"/resume/{name}", "httpPath": f"/resume/{name}/pusher"}
         options = {**hosts, **paths, "enabledTransports": [road], "activityTimeout": 1000, "pongTimeout": 1000, **client}
-        self.tab.do("start", "app-key", options, name, channels)
+        self.tab.do("start", "app-key", "secret", options, name, channels)
 
     def __enter__(self) -> Self:
         return self
@@ -60,8 +60,13 @@ def test_page_in_a_browser_recovers_from_a_dead_network(
     browser: Browser, server: ServerProcess, proxy: Blackhole, channel: str, road: str, later: bool
 ) -> None:
     """later: whether the network of the page is dead for some seconds; otherwise the page has another network at once."""
-    page = TabPage(browser, proxy.port, [channel], road)
-    publisher = Publisher([server.api_port], [channel], 20)
+    channels = [channel]
+    if (
+        road == "ws"
+    ):  # over HTTP, each subscription is a request, for which the browser would use its idle connections that are dead
+        channels += [f"private-{channel}", f"presence-{channel}"]
+    page = TabPage(browser, proxy.port, channels, road)
+    publisher = Publisher([server.api_port], channels, 20)
     with together(page, publisher):
         until_joined([page])
         time.sleep(1.5)
