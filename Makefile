@@ -16,6 +16,11 @@ LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-has
 # Four files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
 PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
 
+# Six tests at a time, whatever their file, since the long tests of one file take a quarter of an hour one after another.
+PARALLEL_LONG = -n 6 --dist worksteal
+# Only these files are collected, because each of the six processes would need half a minute to collect all tests.
+LONG = $$(grep -rl --include='test_*.py' 'mark\.long' tests)
+
 # How long `make model` runs.
 SECONDS ?= 600
 
@@ -33,12 +38,12 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
-	@echo "test: unit, contract, other people's clients, the book; three files at a time, since most of them wait"
+	@echo "test: unit, contract, other people's clients, the book; four files at a time, since most of them wait"
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
-	@echo "test-long: only the tests marked long; each takes minutes"
-	@$(BIN)/python -m pytest -m long --timeout 1800 $(ARGS)
+	@echo "test-long: only the tests marked long, six at a time, since most of them wait; about a quarter of an hour"
+	@$(BIN)/python -m pytest -m long $(PARALLEL_LONG) --timeout 1800 --durations 0 --durations-min 10 $(or $(ARGS),$(LONG))
 
 test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests of brokers and clusters with the server of a container image: IMAGE=redis:7.4-bookworm
 	@docker run --rm --entrypoint sh $(IMAGE) -c 'cat "$$(command -v valkey-server || command -v redis-server)"' > $(VENV)/broker-server
