@@ -66,6 +66,12 @@ def nginx(server: ServerProcess) -> Iterator[int]:
         shutil.rmtree(folder)
 
 
+def unconfirmed(port: int) -> int:
+    """Returns the bytes that the kernel keeps for the open connections of a port, because no other kernel has confirmed them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[0], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
+
+
 def _listens(port: int) -> bool:
     return any(f":{port:04X} 00000000:0000 0A" in line for line in Path("/proc/net/tcp").read_text().splitlines())
 
@@ -85,6 +91,8 @@ def test_bytes_that_a_reverse_proxy_confirmed_and_lost_are_sent_again(server: Se
             until_joined(clients)
             time.sleep(2)
             at = proxy.freeze(later=False)
+            time.sleep(1)
+            wait_until(lambda: unconfirmed(server.ws_port) == 0, "nginx has confirmed all bytes")
             until_joined(clients, 2)
             proxy.cut()
             until_joined(clients, 3)
