@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.cluster.machine import kill, machine, reload, supervisor, until_workers, workers
+from tests.cluster.machine import by_worker, kill, machine, reload, supervisor, until_workers, workers
 from tests.support.blackhole import blackhole
 from tests.support.process import merged, running, wait_until
 from tests.support.recovering import (
@@ -62,6 +62,21 @@ def test_clients_of_a_server_that_reloads_recover_without_repeats(channel: str, 
             time.sleep(1)
             # A client may return to a worker that is about to stop, and then returns once more.
             assert verify(clients, [publisher], recovered=range(reloads, 3 * reloads + 1)) == 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_five_minutes_without_a_failure_notify_no_client(channel: str) -> None:
+    channels = channels_of(channel)
+    with machine(2, CONFIG, kept()) as server:
+        clients = clients_of([server.ws_port], channels)
+        publisher = Publisher([server.api_port], channels, 10)
+        with together(*clients, publisher):
+            until_joined(clients)
+            time.sleep(300)
+            assert verify(clients, [publisher], recovered=0) == 0
+        for name in ("push1st_gaps_healed_total", "push1st_gaps_reported_total"):
+            assert by_worker(server, name) == {0: 0, 1: 0}
 
 
 # Machines
