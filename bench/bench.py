@@ -8,6 +8,7 @@
     python bench/bench.py --suite history        the cost of history and of pages: about seven minutes
     python bench/bench.py --suite pages          the cost of the acknowledgements of 10,000 pages: about six minutes
     python bench/bench.py --suite sse            server-sent events, compared with WebSockets and nchan: about seven minutes
+    python bench/bench.py --instructions         instructions of a publish, a delivery and a connection: two minutes
 
 A `Suite` is a set of measurements (suites.py). A run starts one server under one kind of load, and the load
 generator (bench/load.c) prints its counters. A round runs all kinds of load, and each kind of load with all servers, so that
@@ -25,6 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import instructions
 from installing import HERE, CannotRun
 from measuring import Bench
 from report import comparison, conditions, draw, goals, table
@@ -48,6 +50,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="of this server")
     parser.add_argument("--burst", type=int, default=64, metavar="N", help="joins of members under way at a time")
     parser.add_argument("--hooks", default="", metavar="URL", help="this server tells it of all but what clients publish")
+    parser.add_argument(
+        "--instructions", action="store_true", help="count instructions with valgrind, instead of measuring times"
+    )
     parser.add_argument("--before", type=Path, metavar="CHECKOUT", help="compare with this earlier build in the same rounds")
     parser.add_argument(
         "--realtime",
@@ -78,6 +83,13 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     options = arguments()
     stop_on_signals()
+    if options.instructions:
+        try:
+            print(instructions.counts(options.before))
+        except CannotRun as error:
+            print(f"bench: the instructions cannot be counted: {error}", file=sys.stderr)
+            return 2
+        return 0
     if options.realtime:  # what stops and continues the load generators must not wait for them
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(6))
     with tempfile.TemporaryDirectory(prefix="push1st-bench-") as folder:

@@ -396,10 +396,13 @@ def raise_file_limit() -> int:
 
 
 @contextmanager
-def running(peer: Peer, cores: set[int] | None = None, realtime: bool = False) -> Iterator[Running]:
+def running(
+    peer: Peer, cores: set[int] | None = None, realtime: bool = False, patience: float = START_SECONDS
+) -> Iterator[Running]:
     """Runs the peer on free ports and only on these cores; all its processes are stopped at the end.
 
     realtime: whether the nodes run with real-time priority.
+    patience: the seconds in which each node must start.
     """
     with ExitStack() as stack:
         broker, pids = 0, []
@@ -408,14 +411,16 @@ def running(peer: Peer, cores: set[int] | None = None, realtime: bool = False) -
             between = valkey.Valkey(port=broker)
             stack.callback(between.close)
             pids.append(between.pid)
-        nodes = [stack.enter_context(node(peer, cores, broker, realtime)) for _ in range(peer.nodes)]
+        nodes = [stack.enter_context(node(peer, cores, broker, realtime, patience)) for _ in range(peer.nodes)]
         for _, _, more in nodes:
             pids += more
         yield Running(peer, [port for port, _, _ in nodes], [api for _, api, _ in nodes], pids)
 
 
 @contextmanager
-def node(peer: Peer, cores: set[int] | None, broker: int, realtime: bool) -> Iterator[tuple[int, int, list[int]]]:
+def node(
+    peer: Peer, cores: set[int] | None, broker: int, realtime: bool, patience: float
+) -> Iterator[tuple[int, int, list[int]]]:
     """Runs one server of a peer; returns its WebSocket port, its API port and its processes."""
     folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
     port = free_port()
@@ -438,7 +443,7 @@ def node(peer: Peer, cores: set[int] | None, broker: int, realtime: bool) -> Ite
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + patience
         while not (accepts(port) and accepts(api) and all_serve(peer, api)):
             if process.poll() is not None or time.monotonic() > deadline:
                 words = " ".join(log.read_text(errors="replace").split())

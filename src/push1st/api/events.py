@@ -89,76 +89,73 @@ def publish(call: Call) -> Answer:
         check_socket_id(exclude)
     attributes = attributes_of(event.info, EVENT_ATTRIBUTES) if event.info else ()
     headers = object_text("headers", event.headers, MAX_HEADERS_BYTES) if event.headers else b""
-    header = call.request.idempotency_key
-    key = "" if header is None and event.idempotency_key is None else key_of(event.idempotency_key, header)
+    key, header = "", call.request.idempotency_key
+    if header is not None or event.idempotency_key is not None:
+        key = key_of(event.idempotency_key, header)
     if limits.publishes:
         check_rate(call, len(channels))
 
     stamp = node.stamp()
     node.metrics.events_in[API] += 1
     counts: dict[str, int] = {}
-    results: dict[str, Published] = {}
     waiting: dict[str, MaybeAwaitable[Published]] = {}
-    for name in channels:
-        published = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers, key)
-        if isinstance(published, Published):
-            counts[name] = published.count
-            results[name] = published
-        else:
-            waiting[name] = published
-    if attributes or waiting:
-        narrowed = not call.signed and (exclude or options.delivery != "broadcast")
-        reach = (exclude, options) if narrowed else None
-        return _publish_slowly(call, results, waiting, attributes, stamp[0], reach, key)
-    if key:
-        return _published_once(call, results, counts, stamp[0])
-    return _published(call, counts, stamp[0])
+    if attributes or key:
+        for name in channels:
+            waiting[name] = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers, key)
+    else:
+        for name in channels:
+            published = node.publish(app, name, event.name, data, stamp, API, exclude, options, None, headers)
+            if isinstance(published, Published):
+                counts[name] = published.count
+            else:
+                waiting[name] = published
+        if not waiting:
+            return _published(call, counts, stamp[0])
+    narrowed = not call.signed and (exclude or options.delivery != "broadcast")
+    reach = (exclude, options) if narrowed else None
+    return _publish_slowly(call, counts, waiting, attributes, stamp[0], reach, key)
 
 
-def _published(call: Call, counts: dict[str, int], id: int, header: bytes = b"") -> Response:
+def _published(call: Call, counts: dict[str, int], id: int) -> Response:
     """Returns the answer to a publish request.
 
     counts: the number of receivers on each channel.
     id: the id of the messages.
-    header: see `count_repeats`.
     """
     if call.signed:
-        return Response(200, b"{}", headers=header) if header else _DONE
+        return _DONE
     spent = time.perf_counter_ns() - call.request.started
-    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), id, spent), headers=header)
-
-
-def _published_once(call: Call, results: dict[str, Published], counts: dict[str, int], id: int) -> Response:
-    """Returns the answer to a publish request with an idempotency key. `counts`, `id`: see `_published`."""
-    header = count_repeats(results.values(), call.node.metrics)
-    if header:
-        id = max(result.repeats for result in results.values())
-    return _published(call, counts, id, header)
+    return Response(200, b'{"channels":%b,"msg-id":%d,"time":%d}' % (encode(counts), id, spent))
 
 
 async def _publish_slowly(
     call: Call,
-    results: dict[str, Published],
+    counts: dict[str, int],
     waiting: dict[str, MaybeAwaitable[Published]],
     attributes: tuple[str, ...],
     id: int,
     reach: tuple[str, Options] | None,
     key: str,
 ) -> Response:
-    """Completes a publish request that waits for the broker, or whose answer contains attributes of channels.
+    """Completes a publish request that waits for the broker, has a key, or whose answer contains attributes of channels.
 
+    counts: the number of receivers on each channel whose publish is complete.
+    waiting: the other publishes; all publishes if the answer needs their results.
     reach: the arguments `exclude` and `options` of `Controller.reach`, if the answer needs the exact number of receivers.
     """
-    results |= zip(waiting, await _all(waiting.values()), strict=True)
+    narrowed = reach is not None and not all(isinstance(one, Published) for one in waiting.values())
+    results = dict(zip(waiting, await _all(waiting.values()), strict=True))
+    header = count_repeats(results.values(), call.node.metrics) if key else b""
     if attributes:
-        header = count_repeats(results.values(), call.node.metrics) if key else b""
         infos = {name: await channel_info(call, name, attributes, result) for name, result in results.items()}
         return answer({"channels": infos}, header)
-    if waiting and reach:  # the counts of a shared broker include the excluded connections
-        counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in results}
-    else:
-        counts = {name: result.count for name, result in results.items()}
-    return _published_once(call, results, counts, id) if key else _published(call, counts, id)
+    counts |= {name: result.count for name, result in results.items()}
+    if narrowed and reach:  # the counts of a shared broker include the excluded connections
+        counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
+    if header:
+        id = max(result.repeats for result in results.values())
+    published = _published(call, counts, id)
+    return msgspec.structs.replace(published, headers=header) if header else published
 
 
 async def _all(publishes: Iterable[MaybeAwaitable[Published]]) -> list[Published]:

@@ -88,19 +88,23 @@ class Memory:
         pass
 
     def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> Published:
-        if key and (result := self._results.find(message, key, self._stamp()[1])) is not None:
-            return result
+        if key:
+            return self._publish_once(message, section, key)
         if "cache-" in message.channel and is_cached(message):
             self._cache_event(message)
         if section is None:
-            published = Published(self._receive(message))
-        else:
-            kept = cast(KeptMessage, message)
-            self.history.append(kept, section)
-            published = Published(self._receive(kept), kept.offset, kept.epoch)
-        if key:
-            self._results.store(message, key, published, self._stamp()[1])
-        return published
+            return Published(self._receive(message))
+        kept = cast(KeptMessage, message)
+        self.history.append(kept, section)
+        return Published(self._receive(kept), kept.offset, kept.epoch)
+
+    def _publish_once(self, message: Message, section: HistorySection | None, key: str) -> Published:
+        """Publishes a message, unless a message with the same key was published before. Returns the first result."""
+        result = self._results.find(message, key, self._stamp()[1])
+        if result is None:
+            result = self.publish(message, section)
+            self._results.store(message, key, result, self._stamp()[1])
+        return result
 
     def _cache_event(self, message: Message) -> None:
         key = message.app, message.channel

@@ -355,16 +355,19 @@ class Node:
         `key`: an idempotency key, or "" (`Broker.publish`).
         """
         id, now = stamp
-        how, target = options.delivery, options.session
-        name = app.config.id
-        if app.history is not None and how == "broadcast" and not event.startswith(INTERNAL):
+        target = options.session
+        if app.history is not None and options.delivery == "broadcast" and not event.startswith(INTERNAL):
             section = app.history(channel)
             if section is not None and (section.client_events or sender == API):
-                ttl = options.ttl
+                ttl, name = options.ttl, app.config.id
                 expires = now + int(min(ttl, MAX_TTL_SECONDS) * 1_000_000_000) if ttl else 0
-                kept = KeptMessage(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers, expires)
+                kept = KeptMessage(
+                    name, channel, event, data, id, now, sender, exclude, "broadcast", target, user_id, headers, expires
+                )
                 return self._broker.publish(kept, section, key)
-        message = Message(name, channel, event, data, id, now, sender, exclude, how, target, user_id, headers)
+        message = Message(
+            app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers
+        )
         return self._broker.publish(message, None, key) if key else self._broker.publish(message)
 
     def receive(self, message: Message) -> int:
@@ -381,8 +384,10 @@ class Node:
             return 0
         if app.held is not None and message.channel in app.held:
             app.held.receive(message, self.clock.wall())
-        if type(message) is KeptMessage and (channel := app.tenant.channels.get(message.channel)) is not None:
-            channel.epoch, channel.offset = message.epoch, message.offset
+        if app.history is not None and type(message) is KeptMessage:
+            channel = app.tenant.channels.get(message.channel)
+            if channel is not None:
+                channel.epoch, channel.offset = message.epoch, message.offset
         count = self.fanout.receive(app.tenant, message)
         if not count and message.event == NODE_MESSAGE:
             self.controller.on_message(message)
