@@ -8,7 +8,6 @@ which the server does not change. So the data is parsed once, and is not encoded
 from typing import Literal
 
 import msgspec
-from msgspec.structs import force_setattr
 
 from push1st.positions import Position
 
@@ -58,10 +57,10 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     headers: bytes = b""
 
 
-class KeptMessage(Message, frozen=True, gc=False, array_like=True):
+class KeptMessage(Message, frozen=False, gc=False, array_like=True):  # type: ignore[misc]  # msgspec allows this
     """A message of a channel that keeps a history, with the message's position in the history.
 
-    The publisher creates the message without a position, and the broker gives the message its position.
+    The publisher creates the message without a position. The broker sets the position once, before any other object has the message.
 
     `expires`: when the `ttl` that the publisher gave to the message ends, on the wall clock in nanoseconds; 0 without a `ttl`.
     `offset`: the number of the message in its channel: 1, 2, 3 … without gaps; 0 before the broker has assigned the number.
@@ -71,11 +70,6 @@ class KeptMessage(Message, frozen=True, gc=False, array_like=True):
     expires: int = 0
     offset: int = 0
     epoch: str = ""
-
-    def move_to(self, offset: int, epoch: str) -> None:
-        """Gives the message its position in the history of its channel. Called once, before any other object has the message."""
-        force_setattr(self, "offset", offset)
-        force_setattr(self, "epoch", epoch)
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):

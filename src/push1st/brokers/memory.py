@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import cast
 
 from push1st.brokers import (
     CACHE_TTL_SECONDS,
@@ -94,7 +93,7 @@ class Memory:
             self._cache_event(message)
         if section is None:
             return Published(self._receive(message))
-        kept = cast(KeptMessage, message)
+        kept: KeptMessage = message  # type: ignore[assignment]  # a section is given only with a message to keep
         self.history.append(kept, section)
         return Published(self._receive(kept), kept.offset, kept.epoch)
 

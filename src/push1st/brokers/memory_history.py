@@ -19,7 +19,6 @@ from push1st.brokers.history import (
     ReplayRequest,
     page,
     replay,
-    size_of,
     start_of,
 )
 from push1st.config.history import HistoryBounds, HistorySection
@@ -78,7 +77,7 @@ class MemoryHistory:
         self._unswept: Iterator[Key] = iter(())
         """the channels that `tick` has not checked yet in its current round over all channels"""
         self.bytes = 0
-        """the number of bytes of all messages (`size_of`)"""
+        """the number of bytes of all messages, as the bounds count them"""
         self.is_subscribed: Callable[[str, str], bool] = lambda *_: False
         """whether a channel of an app has subscribers, whose position must stay valid; the broker sets this function"""
 
@@ -92,31 +91,27 @@ class MemoryHistory:
     def append(self, message: KeptMessage, section: HistorySection) -> None:
         """Keeps a message, and gives the message its position."""
         key, now = (message.app, message.channel), self._wall()
-        kept = self._kept
-        history = kept.get(key)
+        history = self._kept.get(key)
         if history is None or history.until <= now:
             history = self._find(key, now) or self._new()
             self._idle.pop(key, None)
-            kept[key] = history
+            self._kept[key] = history
+            if len(self._kept) + len(self._idle) > self._bounds.channels:
+                self._stay_within_bounds()
         else:
-            kept.move_to_end(key)
-        history.last += 1
-        message.move_to(history.last, history.epoch)
-        history.messages.append(message)
-        size = len(message.data) + MESSAGE_BYTES
+            self._kept.move_to_end(key)
+        message.epoch = history.epoch
+        message.offset = history.last = history.last + 1
+        history.until = now + section.ttl * SECOND
+        messages = history.messages
+        messages.append(message)
+        size = len(message.data) + MESSAGE_BYTES  # `size_of`, without the cost of a call
+        while len(messages) > section.size:
+            size -= len(messages.popleft().data) + MESSAGE_BYTES
         history.bytes += size
         self.bytes += size
-        while len(history.messages) > section.size:
-            self._drop_oldest(history)
-        history.until = now + section.ttl * SECOND
-        bounds = self._bounds
-        if self.bytes > bounds.bytes or len(kept) + len(self._idle) > bounds.channels:
+        if self.bytes > self._bounds.bytes:
             self._stay_within_bounds()
-
-    def _drop_oldest(self, history: ChannelHistory) -> None:
-        size = size_of(history.messages.popleft())
-        history.bytes -= size
-        self.bytes -= size
 
     def _stay_within_bounds(self) -> None:
         """Drops the counters without messages first, and then the channels whose last message is the oldest."""

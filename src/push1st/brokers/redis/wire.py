@@ -50,7 +50,7 @@ def decode_kept(data: bytes, first: int, epoch: str) -> list[KeptMessage]:
     """Decodes messages of a channel with a history. `first`, `epoch`: the position of the first message."""
     messages = _kept.decode(data)
     for offset, one in enumerate(messages, first):
-        one.move_to(offset, epoch)
+        one.offset, one.epoch = offset, epoch
     return messages
 
 

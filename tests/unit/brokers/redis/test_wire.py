@@ -95,7 +95,7 @@ def test_received_messages_have_no_place_until_the_receiver_gives_them_one():
     (received,) = decode_messages(encode_messages([CLIENT_EVENT]))
     assert type(received) is Message
     kept = KeptMessage(**msgspec.structs.asdict(received))
-    kept.move_to(5, "k3F9aQx2bT")
+    kept.offset, kept.epoch = 5, "k3F9aQx2bT"
     assert (kept.offset, kept.epoch) == (5, "k3F9aQx2bT")
     assert [getattr(kept, name) for name in Message.__struct_fields__] == list(msgspec.structs.astuple(received))
 
