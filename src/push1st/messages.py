@@ -60,7 +60,7 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
 class KeptMessage(Message, frozen=False, gc=False, array_like=True):  # type: ignore[misc]  # msgspec allows this
     """A message of a channel that keeps a history, with the message's position in the history.
 
-    The publisher creates the message without a position. The broker sets the position once, before any other object has the message.
+    The publisher creates the message without a position. The broker sets the position once, before it passes the message on.
 
     `expires`: when the `ttl` that the publisher gave to the message ends, on the wall clock in nanoseconds; 0 without a `ttl`.
     `offset`: the number of the message in its channel: 1, 2, 3 … without gaps; 0 before the broker has assigned the number.
