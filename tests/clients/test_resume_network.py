@@ -1,6 +1,6 @@
 """Clients recover from networks that fail: they miss no event without a notification, and are not notified without need.
 
-Clients are real pusher-js, a Pusher client that hides no frame, and a raw client. The server has one worker and no broker.
+Clients are real pusher-js, a Pusher client that hides no frame, and a raw client. The server has one worker.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
     ACKNOWLEDGE,
     BOUND,
+    BROKERS,
     CONFIG,
     Clients,
     NodePages,
@@ -24,6 +25,7 @@ from tests.support.recovering import (
     StreamClient,
     kept,
     page_name,
+    running_with,
     together,
     until,
     until_joined,
@@ -41,10 +43,10 @@ PATIENCE = 2.0
 KINDS = (PageClient, RawClient, StreamClient)
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=BROKERS)
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"size": 2000, "ttl": 600})
-    with running(CONFIG, kept(*sections)) as process:
+    with running_with(request.param, kept(*sections)) as process:
         yield process
 
 

@@ -10,6 +10,7 @@ from tests.support.blackhole import Blackhole, blackhole
 from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
     ACKNOWLEDGE,
+    BROKERS,
     CONFIG,
     PageClient,
     Publisher,
@@ -17,6 +18,7 @@ from tests.support.recovering import (
     RecoveringClient,
     StreamClient,
     kept,
+    running_with,
     together,
     until_joined,
     until_received,
@@ -24,10 +26,10 @@ from tests.support.recovering import (
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
+@pytest.fixture(scope="module", params=BROKERS)
+def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"filter": ["short-"], "ttl": 1}, {"size": 2000, "ttl": 600})
-    with running(CONFIG, kept(*sections)) as process:
+    with running_with(request.param, kept(*sections)) as process:
         yield process
 
 

@@ -17,15 +17,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
+import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
 from tests.support.nodejs import NodeProcess
-from tests.support.process import APP, wait_until
+from tests.support.process import APP, ServerProcess, running, wait_until
 from tests.support.pusher_socket import PLAIN, QUERY
 from tests.support.recovery import Answer, Joined, Log, Lost, Received, Sent, check
 from tests.support.signing import channel_auth
 from tests.support.sse import blocks
+from tests.support.valkey import Valkey
 
 ATTEMPT_SECONDS = 5.0
 """the seconds after which a publisher gives up one request"""
@@ -44,6 +46,20 @@ def kept(*sections: dict[str, Any], resume: dict[str, Any] | None = None, **more
     """Returns the apps of a server whose app keeps a history; by default all channels, 1000 messages."""
     found = list(sections) or [{"size": 1000, "ttl": 600}]
     return {"app-test": {**APP, "history": found, "resume": {"acknowledge": ACKNOWLEDGE, **(resume or {})}, **more}}
+
+
+BROKERS = ["memory", pytest.param("Valkey", marks=pytest.mark.long)]
+"""the parameters of a fixture that runs a server with each broker (`running_with`)"""
+
+
+@contextlib.contextmanager
+def running_with(broker: str, apps: dict[str, Any]) -> Iterator[ServerProcess]:
+    """Runs a server for all kinds of clients. broker: one of `BROKERS`."""
+    with contextlib.ExitStack() as stack:
+        config = CONFIG
+        if broker == "Valkey":
+            config = CONFIG | {"broker": stack.enter_context(contextlib.closing(Valkey())).url}
+        yield stack.enter_context(running(config, apps))
 
 
 def page_name() -> str:
