@@ -131,6 +131,7 @@ class RecordWriter:
         except Refused:
             pass  # then the next connection of the page finds out that this connection has ended
         self._owner.on_closed()
+        del self._owner  # it refers to this object; a cycle would keep both until the garbage collector runs
 
     async def _store(self, *, closed: bool) -> None:
         """Stores the record in the broker. Raises Refused(503)."""

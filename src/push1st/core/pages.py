@@ -398,6 +398,7 @@ class PageConnection:
     def on_closed(self) -> None:
         registry = self._registry
         self._is_closed = True
+        self._search = None
         registry.remove(self.client.id)
         for by, number in (*self._waiters, *(() if self._state is None else self._state.unanswered())):
             registry.probes.answer(self.client.app, by, number, is_alive=False)

@@ -58,14 +58,14 @@ class Resumption(Protocol):
 class Resuming(Client, Protocol):
     """The properties and methods of a session that this module uses."""
 
+    resumption: Resumption | None
+
     @property
     def node(self) -> Node: ...
     @property
     def app(self) -> App: ...
     @property
     def outlet(self) -> Outlet: ...
-    @property
-    def resumption(self) -> Resumption | None: ...
 
     def charge(self) -> None: ...
 
@@ -116,6 +116,7 @@ def ponged(session: Resuming) -> None:
 def ended(session: Resuming) -> None:
     """Handles the end of a session."""
     if (page := page_of(session)) is not None:
+        session.resumption = None  # the page refers to the session; a cycle would keep both until the garbage collector runs
         page.ended()
 
 

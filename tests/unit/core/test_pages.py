@@ -1,6 +1,7 @@
 """The connections of pages on one worker: when their records are read and written, and when they are pinged."""
 
 import asyncio
+import gc
 from collections.abc import Collection
 from typing import Any
 
@@ -734,6 +735,60 @@ async def test_connection_of_a_dead_worker_is_not_waited_for() -> None:
     assert resumed(outlet)[0].reason == "state-lost"
     await tick(site, ZOMBIE_SECONDS + 1)
     assert [*site.records] == [session.id]
+
+
+async def test_records_of_zombies_are_deleted_soon_after_the_broker_was_away() -> None:
+    """The next check is a minute later, and until then each new connection of the page waits for the zombie."""
+    site = Site(LoopTurns(), Resume(seconds=300, acknowledge=60))
+    record = PageRecord(1, "#page-at-dead", {"news": Position("lost", 1)})
+    await site.port.remember(APP, PAGE, "9.9", record, PageBounds(300, 100, ""))
+    session, _ = await joined(site)
+    await tick(site)
+    session.handle(Pong())
+    await tick(site, ZOMBIE_SECONDS - 2)
+    site.port.held = held = asyncio.get_running_loop().create_future()
+    site.port.is_away = True
+    await tick(site, 2)
+    held.set_result(None)
+    await turns(8)
+    site.port.is_away = False
+    assert "9.9" in site.records
+    await tick(site, RETRY_SECONDS + 1)
+    assert [*site.records] == [session.id]
+
+
+async def test_records_of_zombies_stay_until_the_new_connection_has_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the only records from which a further connection of the page can resume."""
+    site = Site(LoopTurns())
+    record = PageRecord(1, "#page-at-dead", {"news": Position("lost", 1)})
+    await site.port.remember(APP, PAGE, "9.9", record, PageBounds(300, 100, ""))
+    remember = site.port.remember
+
+    async def refuse(*_: object) -> bool:
+        raise Refused(503, "the broker is away, try again")
+
+    monkeypatch.setattr(site.port, "remember", refuse)
+    session, _ = await joined(site)
+    await tick(site, ZOMBIE_SECONDS + RETRY_SECONDS + 1)
+    assert [*site.records] == ["9.9"]
+    monkeypatch.setattr(site.port, "remember", remember)
+    await tick(site, 2 * RETRY_SECONDS)
+    assert [*site.records] == [session.id]
+
+
+async def test_connection_that_has_ended_is_freed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector runs so seldom that the closed connections of a client with many pages needed 100 MB."""
+    monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
+    site, name = Site(LoopTurns()), "page-of-a-client-that-leaves"
+    sessions = []
+    for _ in range(2):  # the second connection searches for the first
+        sessions.append(site.connect(name)[0])
+        sessions[-1].handle(Subscribe("news"))
+        await turns(8)
+    while sessions:
+        sessions.pop().expire()
+    await turns(24)
+    assert [one for one in gc.get_objects() if isinstance(one, PageConnection) and one.name == name] == []
 
 
 # The schedule
