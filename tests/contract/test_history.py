@@ -15,6 +15,7 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.redis import Redis
+from push1st.brokers.redis.scripts import HEAL
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.config.history import HistoryBounds, HistorySection
@@ -294,6 +295,14 @@ async def test_cleared_history_begins_a_new_epoch_and_publishing_goes_on(impleme
         new = await kept.publish()
         assert (new.offset, new.epoch != old.epoch) == (1, True)
         assert (await kept.join(Position(old.epoch, 1))).reason == "state-lost"
+
+
+async def test_position_of_an_earlier_generation_is_read_from_the_oldest_message(implementation):
+    """The channel's half of the epoch is still the same if the broker has its keys from a file."""
+    async with opened(implementation) as kept:
+        epochs = [(await kept.publish()).epoch for _ in range(3)]
+        page = await kept.read(Position("Other" + epochs[0][HALF_WORD:], 2))
+        assert (page.recovered, offsets(page.messages)) == (False, [1, 2, 3])
 
 
 async def test_clearing_a_channel_without_history_does_nothing(implementation):
@@ -677,6 +686,19 @@ async def _opened_on(url: str) -> AsyncIterator[Kept]:
     yield on(url)
 
 
+@pytest.mark.parametrize("name", ["redis", "redis-cluster"])
+async def test_one_call_heals_no_further_channel_after_some_bytes(name):
+    """Ten thousand channels with a few megabytes each would be one reply."""
+    async with opened(IMPLEMENTATIONS[name]) as kept:
+        published = await kept.publish(b'"%b"' % (b"x" * 1000))
+        shard = kept.broker._broker._shard(A, "c")
+        resp = await shard.connection.usable()
+        missed = A, "c", 60_000, published.epoch, 0
+        for max_bytes, count in ((5000, 3), (1500, 2), (500, 1)):
+            command = shard.keys.command(HEAL, shard.history.generation, "Word9", 5000, max_bytes, *missed * 3)
+            assert len(await resp.call(*command)) == count
+
+
 # The generation of the server's state
 
 
@@ -712,6 +734,24 @@ async def test_node_uses_the_generation_that_another_node_has_stored(name):
             assert shard.connection.state is ConnectionState.READY_NO_LEASE
         after = await until_published(kept, "Other")
         assert (after.epoch, after.offset > before.offset) == ("Other" + before.epoch[HALF_WORD:], True)
+
+
+@pytest.mark.parametrize("name", ["redis", "redis-cluster"])
+async def test_generation_of_another_run_is_replaced(name):
+    """Files or a replica kept the key. If it stayed, each node would use a generation of its own."""
+    async with opened(IMPLEMENTATIONS[name]) as kept:
+        before = await kept.publish()
+        for shard in shards_of(kept):
+            resp = await shard.connection.usable()
+            await resp.call("SET", shard.keys.key("gen"), "anotherrun Other")
+            await resp.call("DEL", shard.keys.key("lease", "node"))
+            shard.lease.renew()
+            await resp.call("PING")
+        after = await until_published(kept, before.epoch[:HALF_WORD])
+        assert after.epoch == before.epoch
+        for shard in shards_of(kept):
+            resp = await shard.connection.usable()
+            assert await resp.call("GET", shard.keys.key("gen")) == shard.history.stored_generation.encode()
 
 
 async def until_published(kept: Kept, generation: str) -> Published:

@@ -463,3 +463,14 @@ async def test_held_messages_of_all_channels_are_bounded_together(serve):
     held = [messages for one in following.channels.values() for messages in one.held or ()]
     assert sum(len(one.data) for messages in held for one in messages) <= MAX_ALL_HELD_BYTES
     assert following.channels["app", "c0"].dropped == Position(EPOCH, 6)
+
+
+async def test_fields_of_held_messages_count_for_their_bound(serve, monkeypatch):
+    """A thousand messages without data on each of ten thousand channels would be gigabytes."""
+    monkeypatch.setattr("push1st.brokers.redis.following.MAX_ALL_HELD_BYTES", 1000)
+    followed = await Followed(serve()).start()
+    followed.following.hold([KEY])
+    followed.receive(batch(6, 6))
+    assert followed.following.channels[KEY].dropped is None
+    followed.receive(batch(7, 11))
+    assert followed.following.channels[KEY].dropped == Position(EPOCH, 11)
