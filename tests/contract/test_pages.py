@@ -1,5 +1,8 @@
 """The contract of the records of pages. A new implementation is one line in `IMPLEMENTATIONS`."""
 
+import asyncio
+import contextlib
+import tracemalloc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
@@ -7,11 +10,12 @@ from itertools import count
 import pytest
 
 from push1st.brokers import Pages
-from push1st.brokers.memory_pages import MemoryPages
+from push1st.brokers.memory_pages import PAGE_BYTES, MemoryPages
 from push1st.brokers.pages import MAX_PAGE_BYTES, MAX_RECORDS, PageBounds, PageRecord, bounded
 from push1st.brokers.redis import Redis
 from push1st.positions import Position
 from tests.contract.redis import NOW, cluster, redis_broker, valkey
+from tests.support.valkey import Valkey
 
 APP, PAGE = "app-a", "page-0123456789abcdef"
 SECONDS = 300
@@ -183,3 +187,58 @@ async def test_every_key_of_a_page_expires_on_the_server() -> None:
         shard = broker._shards.all[0]
         for key in (f"r:{APP}/{PAGE}", f"rf:{APP}/{PAGE}:2.2", f"rp:{APP}", f"ra:{APP}/192.0.2.1"):
             assert 0 < await shard.connection.call("PTTL", shard.keys.key(key)) <= SECONDS * 1000
+
+
+# Bytes
+
+NARROW: dict[str, Position | None] = {"news": Position("k3F9aQx2bT", 1)}
+WIDE = bounded((f"{number:03}".ljust(160, "x"), Position("k3F9aQx2bT", 10**9)) for number in range(500))
+
+
+async def write_pages(port: Pages, names: range, pages: int, positions: dict[str, Position | None]) -> int:
+    """Writes a record for each of many pages of one address; returns the number of stored records."""
+    stored, bounds = 0, PageBounds(SECONDS, pages, "192.0.2.1")
+    for at in range(names.start, names.stop, 500):
+        records = (
+            port.remember(APP, f"{PAGE}-{n}", "1.1", PageRecord(next(_times), "#page-at-1", positions), bounds)
+            for n in range(at, min(at + 500, names.stop))
+        )
+        stored += sum(await asyncio.gather(*records))
+    return stored
+
+
+@pytest.mark.parametrize(
+    ("count", "pages", "positions", "most_bytes"),
+    [
+        (10_000, 10_000, NARROW, PAGE_BYTES),
+        pytest.param(100_000, 100_000, NARROW, PAGE_BYTES, marks=pytest.mark.long),
+        (2000, 1000, WIDE, MAX_PAGE_BYTES + PAGE_BYTES),
+    ],
+    ids=["some", "many", "wide"],
+)
+async def test_pages_of_one_address_use_a_bounded_number_of_bytes(
+    count: int, pages: int, positions: dict[str, Position | None], most_bytes: int
+) -> None:
+    """A client may make as many names as it likes."""
+    port = MemoryPages(lambda: NOW)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        assert await write_pages(port, range(pages // 10), pages, positions) == pages // 10
+        full, _ = tracemalloc.get_traced_memory()
+        assert await write_pages(port, range(pages // 10, count), pages, positions) == 0
+        last, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert full - before < pages // 10 * most_bytes + 200_000
+    assert full - before < port.bytes + 200_000, "the broker's own account is not too low"
+    assert last - full < 500_000  # the tasks of 500 writes at once
+
+    with contextlib.closing(Valkey()) as server:
+        async with open_redis(redis_broker(server.url)) as redis:
+            before = server.used_memory
+            assert await write_pages(redis, range(pages // 10), pages, positions) == pages // 10
+            full = server.used_memory
+            assert await write_pages(redis, range(pages // 10, count), pages, positions) == 0
+            assert full - before < 1.3 * pages // 10 * most_bytes + 200_000  # the server allocates blocks of fixed sizes
+            assert server.used_memory - full < 200_000

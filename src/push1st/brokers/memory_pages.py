@@ -64,7 +64,7 @@ class MemoryPages:
         pages = self._apps.setdefault(app, OrderedDict())
         self._expire(app, pages, now)
         stored = self._find(app, page, now)
-        data = encode_record(record)
+        data = bytes(memoryview(encode_record(record)))  # a copy, because the encoder's result has unused memory at its end
         if stored is None:
             if record.is_closed or not self._has_room(app, pages, bounds):
                 return False
