@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 
@@ -12,12 +12,11 @@ import pytest
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.servers import slot_of
 from tests.cluster.places import ROOM, Client, Place, on, status, until
-from tests.support.servers import Cluster
+from tests.support.servers import Cluster, Move, at_once, key_by_key
 from tests.support.valkey import Valkey
 
 _prefixes = count(1)
 TIMINGS = Timings(renew=0.5, recovery=1)
-Move = Callable[["Busy", Valkey, Valkey], Awaitable[None]]
 
 
 @pytest.fixture(scope="module")
@@ -126,35 +125,12 @@ def in_order(one: Busy) -> bool:
     return True
 
 
-async def key_by_key(one: Busy, source: Valkey, target: Valkey) -> None:
-    """Moves a slot like `redis-cli --cluster reshard`."""
-    slot = str(one.slot)
-    assert target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", one.cluster.id(source)) == b"+OK\r\n"
-    assert source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", one.cluster.id(target)) == b"+OK\r\n"
-    await asyncio.sleep(0.3)
-    while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, "1").split(b"\r\n")[2:-1:2]:
-        moved = source.ask("MIGRATE", "127.0.0.1", str(target.port), keys[0].decode(), "0", "1000")
-        assert moved in (b"+OK\r\n", b"+NOKEY\r\n"), moved
-        await asyncio.sleep(0.02)
-    for server in (target, source, *one.cluster.all):
-        server.ask("CLUSTER", "SETSLOT", slot, "NODE", one.cluster.id(target))
-
-
-async def at_once(one: Busy, source: Valkey, target: Valkey) -> None:
-    """Moves a slot in one step, like Valkey since version 9."""
-    if b"migrateslots" not in source.ask("CLUSTER", "HELP").lower():
-        pytest.skip("this server moves slots key by key: Valkey does at once from 9 on")
-    answer = source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(one.slot), str(one.slot), "NODE", one.cluster.id(target))
-    assert answer == b"+OK\r\n", answer
-    await until(lambda: one.cluster.holders(one.slot) == [target])
-
-
 @pytest.mark.parametrize("move", [key_by_key, at_once])
 async def test_a_slot_moves_while_clients_publish_and_join(cluster: Cluster, move: Move) -> None:
     async with busy(cluster) as one:
         source = one.master
         target = next(server for server in cluster.all if cluster.is_master(server) and server is not source)
-        await move(one, source, target)
+        await asyncio.to_thread(move, cluster, one.slot, source, target)
         await until(lambda: one.cluster.holders(one.slot) == [target])
     assert lost(one) == [[], []]
     assert in_order(one)

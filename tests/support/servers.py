@@ -101,6 +101,32 @@ class Cluster:
             server.close()
 
 
+Move = Callable[[Cluster, int, Valkey, Valkey], None]
+"""a function that moves a slot of a cluster from one master to another"""
+
+
+def key_by_key(cluster: Cluster, slot: int, source: Valkey, target: Valkey) -> None:
+    """Moves a slot like `redis-cli --cluster reshard`."""
+    assert target.ask("CLUSTER", "SETSLOT", str(slot), "IMPORTING", cluster.id(source)) == b"+OK\r\n"
+    assert source.ask("CLUSTER", "SETSLOT", str(slot), "MIGRATING", cluster.id(target)) == b"+OK\r\n"
+    time.sleep(0.3)
+    while keys := source.ask("CLUSTER", "GETKEYSINSLOT", str(slot), "1").split(b"\r\n")[2:-1:2]:
+        moved = source.ask("MIGRATE", "127.0.0.1", str(target.port), keys[0].decode(), "0", "1000")
+        assert moved in (b"+OK\r\n", b"+NOKEY\r\n"), moved
+        time.sleep(0.02)
+    for server in (target, source, *cluster.all):
+        server.ask("CLUSTER", "SETSLOT", str(slot), "NODE", cluster.id(target))
+
+
+def at_once(cluster: Cluster, slot: int, source: Valkey, target: Valkey) -> None:
+    """Moves a slot in one step, like Valkey since version 9."""
+    if b"migrateslots" not in source.ask("CLUSTER", "HELP").lower():
+        pytest.skip("this server moves slots key by key: Valkey does at once from 9 on")
+    answer = source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(slot), str(slot), "NODE", cluster.id(target))
+    assert answer == b"+OK\r\n", answer
+    wait(lambda: cluster.holders(slot) == [target])
+
+
 class Watched:
     """A master, its replica, and the sentinel that promotes the replica when the master fails."""
 
