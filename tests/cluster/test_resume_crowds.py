@@ -1,10 +1,7 @@
-"""Many pages at once, hostile page names, clocks that jump, and closing handshakes that cross."""
+"""Many pages at once, clocks that jump, and closing handshakes that cross."""
 
 import contextlib
-import json
-import re
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +11,6 @@ import pytest
 from tests.cluster.machine import by_worker, kill, machine, supervisor, until_workers, workers
 from tests.support.blackhole import blackhole
 from tests.support.process import merged, running, wait_until
-from tests.support.pusher_socket import QUERY
 from tests.support.recovering import (
     ACKNOWLEDGE,
     BOUND,
@@ -33,14 +29,9 @@ from tests.support.recovering import (
     verify,
 )
 from tests.support.valkey import Valkey
-from tests.support.wire import TEXT, Wire, frame
 
 RETURN_SECONDS = 10
 """the seconds in which all pages of a killed worker must be back; pusher-js waits for one of them"""
-
-
-def metric(text: str, name: str) -> float:
-    return sum(float(value) for value in re.findall(rf"(?m)^{re.escape(name)}(?:\{{[^}}]*\}})? ([0-9.e+]+)$", text))
 
 
 # Crowds
@@ -70,50 +61,6 @@ def test_all_pages_of_a_channel_recover_at_once(channel: str, count: int, rate: 
             time.sleep(1)
             verify([client], [publisher], recovered=range(2), repeat_seconds=BOUND, cuts=[at])
             assert lost > count / 10
-
-
-# Hostile names
-
-
-@pytest.mark.parametrize("broker", ["memory", "Valkey"])
-def test_page_names_of_one_client_use_bounded_memory(valkey: Valkey, channel: str, broker: str) -> None:
-    """Pages above the bound work, and are answered `unknown`."""
-    config = CONFIG if broker == "memory" else CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
-    subscribe = json.dumps({"event": "pusher:subscribe", "data": {"channel": channel}}).encode()
-    with running(config, kept(resume={"pages": 100})) as server, contextlib.ExitStack() as stack:
-        for number in range(300):
-            wire = stack.enter_context(Wire(server.ws_port))
-            wire.upgrade(f"/resume/{'x' * 16}{number}/app/app-key?{QUERY}")
-            wire.send(frame(TEXT, subscribe))
-        server.until_sessions(channel, 300)
-        wait_until(
-            lambda: metric(server.get("/metrics").body.decode(), 'push1st_refusals_total{reason="page"}') >= 200,
-            "200 pages are not stored",
-        )
-        if broker == "Valkey":
-            keys = valkey.ask("EVAL", "return #redis.call('KEYS', '*:r:*')", "0")
-            assert 0 < int(keys[1:]) <= 100
-        with blackhole(server.ws_port) as proxy, PageClient(proxy.port, [channel]) as further:
-            for times in (1, 2):
-                until_joined([further], times)
-                time.sleep(2 * ACKNOWLEDGE)
-                proxy.cut()
-            assert further.log.answers(channel)[:2] == ["unknown", "unknown"]
-
-
-def test_odd_page_names_are_rejected_and_harm_nobody() -> None:
-    head = "Host: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    names = ("", "x" * 15, "x" * 65, "..", "%2e%2e%2f" * 3, "ä" * 16, "x" * 16 + "%00", "x" * 5000)
-    with running(CONFIG, kept()) as server:
-        for name in names:
-            with socket.create_connection(("127.0.0.1", server.ws_port), 10) as one:
-                path = f"/resume/{name}/app/app-key?{QUERY}"
-                one.sendall(f"GET {path} HTTP/1.1\r\n{head}Sec-WebSocket-Key: c2l4dGVlbiBieXRlcyBvaw==\r\n\r\n".encode())
-                one.shutdown(socket.SHUT_WR)
-                answer = b"".join(iter(lambda s=one: s.recv(65_536), b""))  # type: ignore[misc]
-                assert b"connection_established" not in answer
-                assert answer[:12] in (b"HTTP/1.1 101", b"HTTP/1.1 400", b"HTTP/1.1 404", b"HTTP/1.1 414", b"HTTP/1.1 431"), name
-        server.assert_alive()
 
 
 # Clocks

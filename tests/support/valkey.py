@@ -86,6 +86,11 @@ class Valkey:
             one.sendall(b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words))
             return one.recv(1 << 20)
 
+    @property
+    def used_memory(self) -> int:
+        """The bytes that the server has allocated."""
+        return int(self.ask("INFO", "memory").split(b"used_memory:")[1].split(b"\r\n")[0])
+
     def pause(self) -> None:
         """Stops the server with SIGSTOP, so that it hangs like an unreachable machine."""
         self._process.send_signal(signal.SIGSTOP)
