@@ -73,7 +73,6 @@ class Fanout:
     """
 
     __slots__ = (
-        "_call_later",
         "_clock",
         "_delivered",
         "_direct",
@@ -87,6 +86,7 @@ class Fanout:
         "_timer",
         "_wrote",
         "after_flush",
+        "call_later",
         "call_soon",
     )
 
@@ -95,7 +95,7 @@ class Fanout:
         self.call_soon = turns.call_soon
         self.after_flush: Callable[[], None] | None = None
         """a function that is called once, after the next flush after which no frame is pending; None if no function waits"""
-        self._call_later = turns.call_later
+        self.call_later = turns.call_later
         self._clock = clock.wall
         self._monotonic = clock.monotonic
         self._metrics = metrics
@@ -266,7 +266,7 @@ class Fanout:
             seconds = min(HOLD_SECONDS_PER_WRITE * self._wrote, MAX_HOLD_SECONDS)
             if seconds < MIN_HOLD_SECONDS or self._delivered < 2 * self._wrote or self._monotonic() - self._ended > seconds:
                 return False
-            self._timer = self._call_later(seconds, self.flush)
+            self._timer = self.call_later(seconds, self.flush)
         return True
 
     def flush(self) -> None:

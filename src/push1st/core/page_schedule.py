@@ -1,4 +1,7 @@
-"""The times at which the connections of pages are checked, in whole seconds (`pages.PageConnection.check`).
+"""The times at which the connections of pages are checked (`pages.PageConnection.check`).
+
+A second has `SLOTS` slots. The schedule makes the checks of each slot at the beginning of the next slot, so that the messages of
+other clients do not wait for the checks of a whole second. While no check is scheduled, the schedule has no timer.
 
 A check may request an acknowledgement from the client. The frame of this request is written after the pending frames of all the
 client's channels. So the checks wait until no frame is pending (`Fanout.after_flush`), at most `HOLD_SECONDS`. Otherwise, the
@@ -9,18 +12,33 @@ from collections import deque
 from collections.abc import Callable
 from math import ceil
 from typing import Protocol
+from zlib import crc32
 
-from push1st.core.fanout import Fanout
+from push1st.core.fanout import Fanout, Timer
 
-MAX_CHECKS = 200
+SLOTS = 20
+MAX_CHECKS = 50
 """the maximum number of checks in one turn of the event loop"""
 HOLD_SECONDS = 1
 """the maximum seconds for which checks that are due wait until no frame is pending"""
+PHASES = 1024
+"""the number of different phases (`next_phase`)"""
+
+
+def next_phase(page: str, interval: float, now: float) -> float:
+    """Returns the next of the times that follow each other at an interval, in seconds.
+
+    Each page has its own phase. So pages that have reconnected at the same time are not checked at the same time.
+
+    page: the name of the page.
+    """
+    phase = crc32(page.encode()) % PHASES * interval / PHASES
+    return now + interval - (now - phase) % interval
 
 
 class Checked(Protocol):
     due_at: int
-    """the time of the next call of `check`, in whole seconds; 0 if no call is scheduled; only the schedule sets this time"""
+    """the time of the next call of `check`, in slots; 0 if no call is scheduled; only the schedule sets this time"""
 
     def check(self) -> None:
         """Does what is due at the present time."""
@@ -29,23 +47,32 @@ class Checked(Protocol):
 class PageSchedule:
     """See the module. monotonic: a function that returns the seconds of a monotonic clock."""
 
-    __slots__ = ("_buckets", "_done", "_due", "_fanout", "_monotonic", "_waits_since")
+    __slots__ = ("_buckets", "_continues", "_done", "_due", "_fanout", "_left", "_monotonic", "_timer", "_waits_since")
 
     def __init__(self, fanout: Fanout, monotonic: Callable[[], float]) -> None:
         self._fanout = fanout
         self._monotonic = monotonic
         self._buckets: dict[int, dict[Checked, None]] = {}
-        self._done = int(monotonic())
+        self._done = int(monotonic() * SLOTS)
         self._due: deque[Checked] = deque()
         self._waits_since = 0.0
+        self._continues = False
+        """whether the next turn makes further checks"""
+        self._timer: Timer | None = None
+        self._left = 0
+        """the number of slots until the next tick"""
 
     def watch(self, page: Checked, at: float) -> None:
-        """Schedules the next check, and cancels the check that was scheduled before."""
-        self.forget(page)
-        page.due_at = second = max(ceil(at), self._done + 1)
-        bucket = self._buckets.get(second)
+        """Schedules a check at the time `at`, in seconds, unless an earlier check is scheduled."""
+        slot = max(ceil(at * SLOTS), self._done + 1)
+        if page.due_at:
+            if page.due_at <= slot:
+                return
+            self.forget(page)
+        page.due_at = slot
+        bucket = self._buckets.get(slot)
         if bucket is None:
-            bucket = self._buckets[second] = {}
+            bucket = self._buckets[slot] = {}
         bucket[page] = None
 
     def forget(self, page: Checked) -> None:
@@ -53,20 +80,35 @@ class PageSchedule:
         bucket = self._buckets.get(page.due_at)
         if bucket is not None:
             bucket.pop(page, None)
+            if not bucket:
+                del self._buckets[page.due_at]
         page.due_at = 0
 
     def tick(self) -> None:
-        """Makes the checks that are due. Called once a second."""
-        now = int(self._monotonic())
+        """Makes the checks that are due, now and in the slots until the next call. Called once a second."""
+        self._left = SLOTS
+        self._begin_slot()
+
+    def _begin_slot(self) -> None:
+        self._left -= 1
+        now = self._monotonic()
         if not self._due:
             self._waits_since = now
-        while self._done < now:
+        while self._done < int(now * SLOTS):
             self._done += 1
             self._due.extend(self._buckets.pop(self._done, ()))
-        self._check()
+        if not self._continues:
+            self._check()
+        if self._left > 0 and self._buckets and self._timer is None:
+            self._timer = self._fanout.call_later(1 / SLOTS, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._begin_slot()
 
     def _check(self) -> None:
         """Makes some checks now if no frame is pending, or if the checks have waited for a long time."""
+        self._continues = False
         due = self._due
         if due and self._fanout.has_lanes and self._monotonic() - self._waits_since < HOLD_SECONDS:
             self._fanout.after_flush = self._check
@@ -77,4 +119,5 @@ class PageSchedule:
                 page.due_at = 0
                 page.check()
         if due:
+            self._continues = True
             self._fanout.call_soon(self._check)

@@ -29,7 +29,7 @@ from push1st.core.controller import Controller
 from push1st.core.fanout import Fanout
 from push1st.core.page import PageState, SentPing, inherit
 from push1st.core.page_probes import PONG_SECONDS, PageProbes, TwinSearch
-from push1st.core.page_schedule import PageSchedule
+from push1st.core.page_schedule import PageSchedule, next_phase
 from push1st.core.page_writer import RETRY_SECONDS, RecordWriter
 from push1st.eager import spawn
 from push1st.errors import Refused
@@ -39,8 +39,8 @@ from push1st.positions import Position
 
 ZOMBIE_SECONDS = 10
 """the seconds in which the client of an earlier connection must answer a ping; then its worker closes the connection"""
-SPREAD = 5
-"""the intervals between acknowledgements differ by up to one of `SPREAD` parts, so that not all pages are due in one second"""
+FIRST_SECONDS = 0.8
+"""the seconds from a subscription without a position to the request of its acknowledgement"""
 REPLACED = "a newer connection of this page has replaced this connection"
 
 
@@ -211,9 +211,10 @@ class PageConnection:
         since = None if request is None or reason is not None else request.since
         repeats = state.subscribed(channel, since)
         if since is None:
-            self._acknowledge_at = self._now - 1  # at the next tick, which comes within a second
+            first = self._now + FIRST_SECONDS
+            self._acknowledge_at = min(self._acknowledge_at or first, first)
         elif not self._acknowledge_at:
-            self._acknowledge_at = self._now + _interval(self)
+            self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, self._now)
         self._writer.soon()
         return repeats
 
@@ -305,7 +306,7 @@ class PageConnection:
         if state.expire(now) or (writer.write_at and now >= writer.write_at):
             writer.changed()
         if now >= self._acknowledge_at and not state.is_shared:
-            self._acknowledge_at = now + _interval(self)
+            self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, now)
             moved = None if state.is_waiting or state.is_mute else state.moved(self.client.app.tenant.channels)
             if moved:
                 state.pinged(now, moved)
@@ -333,7 +334,7 @@ class PageConnection:
             return
         times = (0.0 if state.is_shared else self._acknowledge_at, self._writer.write_at, self._forget_at)
         at = min(filter(None, (*times, self._probed_until, state.expires or 0.0)), default=0.0)
-        if at and (not self.due_at or at < self.due_at):
+        if at:
             self._registry.schedule.watch(self, at)
 
     # The record
@@ -404,11 +405,6 @@ class PageConnection:
             registry.probes.answer(self.client.app, by, number, is_alive=False)
         if self._on_closed is not None:
             self._on_closed()
-
-
-def _interval(page: PageConnection) -> float:
-    """Returns the seconds until a connection's next acknowledgement; one less, because the checks come at whole seconds."""
-    return max(0.0, page.client.app.config.resume.acknowledge * (1 - (id(page) >> 4) % 64 / (64 * SPREAD)) - 1)
 
 
 class PageRegistry:
