@@ -263,7 +263,7 @@ class PageConnection:
             return
         if self._own_ping is not None and self._own_ping[0] is ping:
             self._probed_until = 0.0
-            self._own_ping[1].set_result(True)
+            _answer(self._own_ping[1], True)
             self._own_ping = None
         if ping.positions:
             self._registry.metrics.acknowledgements += 1
@@ -369,7 +369,7 @@ class PageConnection:
         if self._search is not None:
             self._registry.probes.forget(self._search)
         if self._own_ping is not None:
-            self._own_ping[1].set_result(False)
+            _answer(self._own_ping[1], False)
             self._own_ping = None
         if self._final is None:
             self.finish()
@@ -405,6 +405,12 @@ class PageConnection:
             registry.probes.answer(self.client.app, by, number, is_alive=False)
         if self._on_closed is not None:
             self._on_closed()
+
+
+def _answer(future: "asyncio.Future[bool]", is_there: bool) -> None:
+    """Stores whether the own client has answered, unless the search that waits for the answer was cancelled at shutdown."""
+    if not future.done():
+        future.set_result(is_there)
 
 
 class PageRegistry:

@@ -621,6 +621,24 @@ async def test_connection_whose_client_is_gone_during_its_search_is_no_twin_of_i
     assert first.closed
 
 
+@pytest.mark.parametrize("ends", [False, True])
+async def test_search_that_is_cancelled_at_shutdown_does_not_disturb_its_client(ends: bool) -> None:
+    site = Site(LoopTurns())
+    site.port.held = held = asyncio.get_running_loop().create_future()
+    clients = [site.connect() for _ in range(2)]
+    for session, _ in clients:
+        session.handle(Subscribe("news"))
+    held.set_result(None)  # both have read that the page has no records
+    await turns(12)
+    waiting = [session for session, outlet in clients if pings(outlet)]
+    assert waiting
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()
+    for session in waiting:
+        session.expire() if ends else session.handle(Pong())
+        assert session.closed == ends
+
+
 async def test_twin_that_answers_during_the_second_read_makes_the_page_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("push1st.core.page_probes.PONG_SECONDS", 0)
     site = Site(LoopTurns())
