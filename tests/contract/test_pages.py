@@ -141,7 +141,7 @@ async def test_written_record_is_kept_even_if_its_time_is_the_oldest(pages: Impl
 
 async def test_page_keeps_at_most_16_kilobytes(pages: Implementation) -> None:
     async with pages() as port:
-        wide = bounded((f"{number:03}".ljust(160, "x"), Position("k3F9aQx2bT", 10**9)) for number in range(500))
+        wide = bounded({f"{number:03}".ljust(160, "x"): Position("k3F9aQx2bT", 10**9) for number in range(500)})
         for number in range(3):
             await port.remember(APP, PAGE, f"{number}.0", PageRecord(next(_times), "#page-at-1", wide), BOUNDS)
         assert [*await port.recall(APP, PAGE)] == ["2.0"]
@@ -192,7 +192,7 @@ async def test_every_key_of_a_page_expires_on_the_server() -> None:
 # Bytes
 
 NARROW: dict[str, Position | None] = {"news": Position("k3F9aQx2bT", 1)}
-WIDE = bounded((f"{number:03}".ljust(160, "x"), Position("k3F9aQx2bT", 10**9)) for number in range(500))
+WIDE = bounded({f"{number:03}".ljust(160, "x"): Position("k3F9aQx2bT", 10**9) for number in range(500)})
 
 
 async def write_pages(port: Pages, names: range, pages: int, positions: dict[str, Position | None]) -> int:

@@ -130,7 +130,7 @@ class Channel:
     history.
     """
 
-    __slots__ = ("epoch", "kind", "lanes", "name", "offset")
+    __slots__ = ("_position", "epoch", "kind", "lanes", "name", "offset")
 
     def __init__(self, name: str, kind: Kind) -> None:
         self.name = name
@@ -138,6 +138,18 @@ class Channel:
         self.lanes: list[Lane] = []
         self.epoch = ""
         self.offset = 0
+        self._position: Position | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """The position of the last message; None for a channel that keeps no history.
+
+        To save memory and time, all callers get the same object until the position changes.
+        """
+        position = self._position
+        if position is None or position.offset != self.offset or position.epoch != self.epoch:
+            position = self._position = Position(self.epoch, self.offset) if self.epoch else None
+        return position
 
     def begin_at(self, position: Position) -> None:
         """Stores the position at which a subscriber joined. The earlier subscribers have received all messages before it.

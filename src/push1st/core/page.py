@@ -17,6 +17,7 @@ client reconnects. Each connection of a page has a record in the broker (`broker
 """
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Protocol
 
 import msgspec
@@ -38,10 +39,11 @@ _NONE: dict[str, Position | None] = {}
 
 
 class Positioned(Protocol):
-    """The position of a channel (`hub.Channel`): the position of the last message that its subscribers have received."""
+    """A channel (`hub.Channel`)."""
 
-    epoch: str
-    offset: int
+    @property
+    def position(self) -> Position | None:
+        """The position of the last message that the subscribers have received; None for a channel that keeps no history."""
 
 
 class Inherited(msgspec.Struct, frozen=True, gc=False):
@@ -121,7 +123,7 @@ class SentPing:
     def __init__(self, sent: float, positions: dict[str, Position] | None) -> None:
         self.sent = sent
         self.positions = positions
-        self.probes: list[tuple[str, int]] = []
+        self.probes: Sequence[tuple[str, int]] = ()
 
 
 class PageState:
@@ -201,9 +203,9 @@ class PageState:
         return now < self._until
 
     @property
-    def expires(self) -> float | None:
-        """The time at which inherited positions are dropped; None if there are none."""
-        return self._until if self._inherited else None
+    def expires(self) -> float:
+        """The time at which inherited positions are dropped; infinity if there are none."""
+        return self._until if self._inherited else inf
 
     def share(self) -> None:
         """Stores that another live connection has the same page name."""
@@ -220,10 +222,9 @@ class PageState:
         found: dict[str, Position] = {}
         for name, known in self.positions.items():
             channel = channels.get(name)
-            if channel is None or not channel.epoch:
-                continue
-            if known is None or known.offset != channel.offset or known.epoch != channel.epoch:
-                found[name] = Position(channel.epoch, channel.offset)
+            position = None if channel is None else channel.position
+            if position is not known and position is not None and position != known:
+                found[name] = position
         return found
 
     @property
@@ -248,7 +249,7 @@ class PageState:
         """
         probes = [ping for ping in self._pings if ping.probes]
         ping = probes[-1] if len(probes) >= most else self.pinged(now)
-        ping.probes.append((by, number))
+        ping.probes = (*ping.probes, (by, number))
         return len(probes) < most
 
     def ponged(self) -> SentPing | None:
@@ -283,7 +284,8 @@ class PageState:
         self.expire(now)
         if self.is_shared:
             return PageRecord(written, worker, {}, self.sockets, closed, False, True)
-        known = (item for item in self._inherited.items() if item[1] is not None)
-        positions = bounded((*self.positions.items(), *known))
+        positions = self.positions.copy()
+        if self._inherited:
+            positions.update(item for item in self._inherited.items() if item[1] is not None)
         is_exact = closed and exact and self._exact.issuperset(self._inherited)
-        return PageRecord(written, worker, positions, self.sockets, closed, is_exact, False)
+        return PageRecord(written, worker, bounded(positions), self.sockets, closed, is_exact, False)

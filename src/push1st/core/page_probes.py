@@ -72,6 +72,10 @@ class PageProbes:
         self._searches: dict[int, TwinSearch] = {}
         self._last_number = 0
 
+    def topic(self, app: App) -> str:
+        """Returns the topic of this worker; "" if the worker is not subscribed to the topic yet."""
+        return self._topic if app.config.id in self._apps else ""
+
     async def own_topic(self, app: App) -> str:
         """Subscribes to the topic of this worker, and returns the topic. Raises Refused(503)."""
         if not self._topic:

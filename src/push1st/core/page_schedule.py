@@ -10,7 +10,7 @@ checks of many connections would make the fan-out write the frames of large chan
 
 from collections import deque
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 from typing import Protocol
 from zlib import crc32
 
@@ -21,6 +21,7 @@ MAX_CHECKS = 50
 """the maximum number of checks in one turn of the event loop"""
 HOLD_SECONDS = 1
 """the maximum seconds for which checks that are due wait until no frame is pending"""
+NEVER = inf
 PHASES = 1024
 """the number of different phases (`next_phase`)"""
 
@@ -63,7 +64,9 @@ class PageSchedule:
         """the number of slots until the next tick"""
 
     def watch(self, page: Checked, at: float) -> None:
-        """Schedules a check at the time `at`, in seconds, unless an earlier check is scheduled."""
+        """Schedules a check at the time `at`, in seconds or `NEVER`, unless an earlier check is scheduled."""
+        if at == NEVER:
+            return
         slot = max(ceil(at * SLOTS), self._done + 1)
         if page.due_at:
             if page.due_at <= slot:

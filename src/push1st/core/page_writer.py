@@ -4,6 +4,7 @@ All changes of a turn are in one record. If the broker is away, the record is wr
 """
 
 from collections.abc import Callable, Collection
+from math import inf
 from typing import Protocol
 
 from push1st.brokers import Pages
@@ -84,8 +85,8 @@ class RecordWriter:
         """whether the broker has stored a record of this connection"""
         self.merged = merged
         """the earlier connections whose records are deleted with the next write"""
-        self.write_at = 0.0
-        """the time at which the record must be written again; 0 before the first write"""
+        self.write_at = inf
+        """the time at which the record must be written again; infinity before the first write"""
 
     def soon(self) -> None:
         """Writes the record at the end of this turn."""
@@ -138,7 +139,7 @@ class RecordWriter:
         owner, client = self._owner, self._owner.client
         resume = client.app.config.resume
         if not resume.seconds:
-            self.write_at = 0.0
+            self.write_at = inf
             return
         record = await owner.record(closed=closed)
         merged = self.merged

@@ -29,7 +29,7 @@ from push1st.core.controller import Controller
 from push1st.core.fanout import Fanout
 from push1st.core.page import PageState, SentPing, inherit
 from push1st.core.page_probes import PONG_SECONDS, PageProbes, TwinSearch
-from push1st.core.page_schedule import PageSchedule, next_phase
+from push1st.core.page_schedule import NEVER, PageSchedule, next_phase
 from push1st.core.page_writer import RETRY_SECONDS, RecordWriter
 from push1st.eager import spawn
 from push1st.errors import Refused
@@ -99,13 +99,13 @@ class PageConnection:
         self._own_ping: tuple[SentPing, asyncio.Future[bool]] | None = None
         """the ping that shows whether the client is still there, and whether the client has answered; None without such a ping"""
         self.due_at = 0
-        self._acknowledge_at = 0.0
-        self._probed_until = 0.0
-        """the time until which the client must answer a ping, because another connection exists; 0 without such a ping"""
+        self._acknowledge_at = NEVER
+        self._probed_until = NEVER
+        """the time until which the client must answer a ping, because another connection exists; `NEVER` without such a ping"""
         self._zombies: Collection[str] = ()
         """the earlier connections that have not ended, and whose clients have not answered"""
-        self._forget_at = 0.0
-        """the time at which the records of `_zombies` are deleted; 0 if there are none"""
+        self._forget_at = NEVER
+        """the time at which the records of `_zombies` are deleted; `NEVER` if there are none"""
         self._is_over = self._is_finished = self._is_closed = self._is_exact = self._has_sought = False
         self._final: tuple[int, Mapping[str, Position]] | None = None
         """the code of the server's close frame, and the positions of all frames before it; None without a close frame"""
@@ -149,7 +149,7 @@ class PageConnection:
         elif not state.is_shared:
             # `_seek_again` finds the connections that wrote their first records during the search.
             self._zombies = tuple(one for one, record in records.items() if one in live and not record.is_closed)
-            self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else 0.0
+            self._forget_at = self._now + ZOMBIE_SECONDS if self._zombies else NEVER
 
     async def _seek_twin(self, live: Mapping[str, PageRecord]) -> bool:
         """Returns whether the client of an earlier connection is alive (`TwinSearch.run`). Raises Refused(503)."""
@@ -174,7 +174,7 @@ class PageConnection:
             answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             self._own_ping = self._state.pinged(self._now), answer
             self.client.outlet.send(Ping())
-            self._probed_until = self._probed_until or self._now + ZOMBIE_SECONDS
+            self._probed_until = min(self._probed_until, self._now + ZOMBIE_SECONDS)
             self._schedule()
             live = await self._unknown_records() if await answer else {}
             if not live or self._state.is_shared or self._is_over:
@@ -211,11 +211,11 @@ class PageConnection:
         since = None if request is None or reason is not None else request.since
         repeats = state.subscribed(channel, since)
         if since is None:
-            first = self._now + FIRST_SECONDS
-            self._acknowledge_at = min(self._acknowledge_at or first, first)
-        elif not self._acknowledge_at:
+            self._acknowledge_at = min(self._acknowledge_at, self._now + FIRST_SECONDS)
+        elif self._acknowledge_at == NEVER:
             self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, self._now)
         self._writer.soon()
+        self._schedule()
         return repeats
 
     def unsubscribed(self, channel: str) -> None:
@@ -232,7 +232,7 @@ class PageConnection:
         if state is None or state.is_shared or self._is_over:
             return
         state.share()
-        self._zombies, self._forget_at = (), 0.0
+        self._zombies, self._forget_at = (), NEVER
         self._writer.changed()
         if not notify:
             return
@@ -262,14 +262,14 @@ class PageConnection:
         if ping is None:
             return
         if self._own_ping is not None and self._own_ping[0] is ping:
-            self._probed_until = 0.0
+            self._probed_until = NEVER
             _answer(self._own_ping[1], True)
             self._own_ping = None
         if ping.positions:
             self._registry.metrics.acknowledgements += 1
             self._writer.changed()
         if ping.probes:
-            self._probed_until = 0.0
+            self._probed_until = NEVER
             for by, number in ping.probes:
                 self._registry.probes.answer(self.client.app, by, number, is_alive=True)
             # If this connection is new too, it may have resumed from the positions of its twin.
@@ -284,7 +284,7 @@ class PageConnection:
         now = self._now
         if state.probed(now, by, number):
             self.client.outlet.send(Ping())
-        if not self._probed_until:
+        if self._probed_until == NEVER:
             self._probed_until = now + ZOMBIE_SECONDS
             self._schedule()
 
@@ -295,15 +295,15 @@ class PageConnection:
         state, now, writer = self._state, self._now, self._writer
         if state is None or self._is_over:
             return
-        if self._probed_until and now >= self._probed_until:
+        if now >= self._probed_until:
             self._registry.metrics.cut_offs["silent"] += 1
             self.client.disconnect(4201, REPLACED)
             return
-        if self._forget_at and now >= self._forget_at:
-            self._forget_at = 0.0 if writer.is_stored else now + RETRY_SECONDS
+        if now >= self._forget_at:
+            self._forget_at = NEVER if writer.is_stored else now + RETRY_SECONDS
             if writer.is_stored:
                 spawn(self._forget())
-        if state.expire(now) or (writer.write_at and now >= writer.write_at):
+        if state.expire(now) or now >= writer.write_at:
             writer.changed()
         if now >= self._acknowledge_at and not state.is_shared:
             self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, now)
@@ -332,16 +332,16 @@ class PageConnection:
         state = self._state
         if state is None or self._is_over:
             return
-        times = (0.0 if state.is_shared else self._acknowledge_at, self._writer.write_at, self._forget_at)
-        at = min(filter(None, (*times, self._probed_until, state.expires or 0.0)), default=0.0)
-        if at:
-            self._registry.schedule.watch(self, at)
+        acknowledge_at = NEVER if state.is_shared else self._acknowledge_at
+        at = min(acknowledge_at, self._writer.write_at, self._forget_at, self._probed_until, state.expires)
+        self._registry.schedule.watch(self, at)
 
     # The record
 
     async def record(self, *, closed: bool) -> PageRecord:
         assert self._state is not None
-        topic = await self._registry.probes.own_topic(self.client.app)
+        probes, app = self._registry.probes, self.client.app
+        topic = probes.topic(app) or await probes.own_topic(app)
         written = self._registry.wall() // 1_000_000
         return self._state.record(self._now, written, topic, closed=closed, exact=self._is_exact)
 
@@ -351,7 +351,8 @@ class PageConnection:
         if self._writer.is_stored and not self._has_sought and not self._is_over:
             self._has_sought = True
             spawn(self._seek_again())
-        self._schedule()
+        if not self._is_over:
+            self._registry.schedule.watch(self, self._writer.write_at)
 
     def closing(self, code: int) -> None:
         """Stores the present positions, because the server sends a close frame after all frames that it has sent so far.

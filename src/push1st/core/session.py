@@ -254,7 +254,7 @@ class Session:
         if self.closed:
             return
         if not self._busy:
-            spawn(self._apply(command))
+            resuming.ponged(self) if isinstance(command, Pong) else spawn(self._apply(command))  # pongs need no coroutine
             return
         if self.waiting is None:
             self.waiting = deque()

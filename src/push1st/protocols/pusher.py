@@ -85,6 +85,7 @@ class Pusher:
 
     def __init__(self, head: Callable[[int], bytes] = text_head) -> None:
         self._head = head
+        self._ping = self._framed(_PING)
         self._subscribed = Subscribed("")
         self._frame = b""
         """the newest frame that lists a channel's members; clients that join the channel at the same time share this frame"""
@@ -127,6 +128,8 @@ class Pusher:
         return Publish(frame.channel, frame.event, bytes(frame.data).strip())
 
     def reply(self, reply: Reply) -> bytes:
+        if isinstance(reply, Ping):
+            return self._ping
         if isinstance(reply, Replayed):
             return self.message(reply.message, reply.now)
         if isinstance(reply, Ending) and not 4000 <= reply.code < 4300:
@@ -148,7 +151,7 @@ class Pusher:
 
 
 def _reply(
-    reply: Established | Subscribed | Resumed | SignedIn | WatchlistStatus | CacheMissed | Failure | Ending | Ping | Pong,
+    reply: Established | Subscribed | Resumed | SignedIn | WatchlistStatus | CacheMissed | Failure | Ending | Pong,
 ) -> bytes:
     match reply:
         case Subscribed(channel, None):
@@ -159,8 +162,6 @@ def _reply(
             return (_ESTABLISHED % (socket_id, activity_timeout)).encode()
         case Pong():
             return _PONG
-        case Ping():
-            return _PING
         case Resumed(channel):
             return _event(RESUMED, channel, resumed_data(reply))
         case SignedIn(user_data):

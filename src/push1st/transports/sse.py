@@ -470,8 +470,7 @@ class EventStream(Takeover):
         found: list[Position | None] = []
         for name in self._channels:
             if name in session.subscriptions:
-                channel = channels[name]
-                found.append(Position(channel.epoch, channel.offset) if channel.epoch else None)
+                found.append(channels[name].position)
             else:
                 found.append(since.get(name))
         return write_list(found) if any(found) else ""

@@ -16,7 +16,7 @@ _times = count(1)
 
 
 def record(channels: int = 1) -> PageRecord:
-    return PageRecord(next(_times), "#page-at-1", bounded((f"c{n}", Position("e", n)) for n in range(channels)))
+    return PageRecord(next(_times), "#page-at-1", bounded({f"c{n}": Position("e", n) for n in range(channels)}))
 
 
 def remember(pages: MemoryPages, page: str = PAGE, socket_id: str = "1.1", bounds: PageBounds = BOUNDS) -> bool:
@@ -99,12 +99,12 @@ def test_pages_within_the_bound_of_bytes_do_not_grow_above_it(monkeypatch: pytes
 
 
 def test_record_has_at_most_200_channels() -> None:
-    assert len(bounded((f"c{n}", None) for n in range(500))) == MAX_CHANNELS
+    assert len(bounded(dict.fromkeys(f"c{n}" for n in range(500)))) == MAX_CHANNELS
 
 
 def test_record_with_long_channel_names_stays_below_the_bound_of_a_page() -> None:
     pages = MemoryPages(Clock().wall)
-    wide = bounded((f"{n:03}" + "ü" * 80, Position("k3F9aQx2bT", 10**18)) for n in range(500))
+    wide = bounded({f"{n:03}" + "ü" * 80: Position("k3F9aQx2bT", 10**18) for n in range(500)})
     former = tuple(f"{n}.{2**32 - n}" for n in range(2**32 - 8, 2**32))
     full = PageRecord(2**40, "#page-at-" + "9" * 24, wide, former, True, True, True)
     assert done(pages.remember(APP, PAGE, "1.1", full, BOUNDS)) is False

@@ -241,3 +241,13 @@ def test_channel_moves_to_the_position_of_a_join_in_a_new_epoch():
     assert (channel.epoch, channel.offset) == ("e1", 4)
     channel.begin_at(Position("e2", 0))
     assert (channel.epoch, channel.offset) == ("e2", 0)
+
+
+def test_subscribers_of_a_channel_share_its_position() -> None:
+    channel = Channel("news", kind_of("news"))
+    positions = [channel.position]
+    for epoch, offset in (("e1", 4), ("e1", 4), ("e1", 5), ("e2", 5)):
+        channel.epoch, channel.offset = epoch, offset
+        positions.append(channel.position)
+    assert positions == [None, Position("e1", 4), Position("e1", 4), Position("e1", 5), Position("e2", 5)]
+    assert positions[1] is positions[2]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from math import inf
 from typing import Any
 
 from hypothesis import given, settings
@@ -19,8 +20,7 @@ class At:
     """A channel with a position."""
 
     def __init__(self, offset: int, epoch: str = "e") -> None:
-        self.epoch = epoch
-        self.offset = offset
+        self.position = Position(epoch, offset) if epoch else None
 
 
 def pos(offset: int, epoch: str = "e") -> Position:
@@ -100,7 +100,7 @@ def test_inherited_position_counts_for_thirty_seconds() -> None:
     assert page.since("a", NOW + INHERITED_SECONDS - 1) == pos(4)
     assert page.since("a", NOW + INHERITED_SECONDS) is None
     assert page.reason("a", "unknown", NOW + INHERITED_SECONDS) == "unknown"
-    assert page.expires is None
+    assert page.expires == inf
 
 
 def test_expiry_is_reported_once() -> None:
@@ -231,7 +231,7 @@ def test_pong_answers_the_request_of_a_newer_connection() -> None:
     first, second = page.ponged(), page.ponged()
     assert first is not None
     assert second is not None
-    assert (first.probes, second.probes) == ([], [("other", 5)])
+    assert (first.probes, second.probes) == ((), (("other", 5),))
 
 
 def test_later_requests_share_a_ping_while_many_pings_are_unanswered() -> None:
