@@ -18,18 +18,33 @@ class StoredPage:
     """The records of one page.
 
     address: the address or network of the client that made the page.
-    records: for each connection, the encoded record.
+    socket_id, record: one connection of the page, and its encoded record; "" and b"" if all records were deleted.
+    others: for each other connection, the encoded record; None without them, to save memory.
     forgotten: the connections whose records were deleted, with the times until which they store no record; None without them.
     until: when the page expires, in nanoseconds on the wall clock.
     """
 
-    __slots__ = ("address", "forgotten", "records", "until")
+    __slots__ = ("address", "forgotten", "others", "record", "socket_id", "until")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.records: dict[str, bytes] = {}
+        self.socket_id, self.record = "", b""
+        self.others: dict[str, bytes] | None = None
         self.forgotten: dict[str, int] | None = None
         self.until = 0
+
+    @property
+    def records(self) -> dict[str, bytes]:
+        """A copy of all records."""
+        others = {} if self.others is None else self.others.copy()
+        if self.socket_id:
+            others[self.socket_id] = self.record
+        return others
+
+    def store(self, records: dict[str, bytes]) -> None:
+        """Replaces all records."""
+        self.socket_id, self.record = records.popitem() if records else ("", b"")
+        self.others = records or None
 
     def is_forgotten(self, socket_id: str, now: int) -> bool:
         return self.forgotten is not None and now < self.forgotten.get(socket_id, 0)
@@ -61,7 +76,9 @@ class MemoryPages:
         self, app: str, page: str, socket_id: str, record: PageRecord, bounds: PageBounds, merged: Collection[str] = ()
     ) -> bool:
         now = self._wall()
-        pages = self._apps.setdefault(app, OrderedDict())
+        pages = self._apps.get(app)
+        if pages is None:
+            pages = self._apps[app] = OrderedDict()
         self._expire(app, pages, now)
         stored = self._find(app, page, now)
         data = bytes(memoryview(encode_record(record)))  # a copy, because the encoder's result has unused memory at its end
@@ -70,21 +87,23 @@ class MemoryPages:
                 return False
             stored = pages[page] = StoredPage(bounds.address)
             self._addresses[app, bounds.address] += 1
-        elif stored.is_forgotten(socket_id, now) or (record.is_closed and socket_id not in stored.records):
-            return False
+            self.bytes += stored.size + len(data)
+            records = {}
         else:
-            if not self._may_grow(stored, socket_id, data):  # the positions in the earlier records cause only repeats
+            records = stored.records
+            if stored.is_forgotten(socket_id, now) or (record.is_closed and socket_id not in records):
                 return False
-            self.bytes -= stored.size
-        stored.records[socket_id] = data
+            growth = len(data) - len(records.get(socket_id, b""))
+            if growth > 0 and self.bytes + growth > MAX_BYTES:  # the positions in the earlier records cause only repeats
+                return False
+            self.bytes += growth
+        records[socket_id] = data
         for one in merged:
-            stored.records.pop(one, None)
-        if len(stored.records) > 1:
-            for one in surplus(
-                {one: (decode_record(data).written, len(data)) for one, data in stored.records.items()}, socket_id
-            ):
-                del stored.records[one]
-        self.bytes += stored.size
+            self.bytes -= len(records.pop(one, b""))
+        if len(records) > 1:
+            for one in surplus({one: (decode_record(data).written, len(data)) for one, data in records.items()}, socket_id):
+                self.bytes -= len(records.pop(one))
+        stored.store(records)
         stored.until = now + bounds.seconds * SECOND
         pages.move_to_end(page)
         return True
@@ -92,11 +111,6 @@ class MemoryPages:
     def _has_room(self, app: str, pages: OrderedDict[str, StoredPage], bounds: PageBounds) -> bool:
         is_crowded = bool(bounds.address) and self._addresses[app, bounds.address] >= bounds.of_address
         return len(pages) < bounds.pages and not is_crowded and self.bytes < MAX_BYTES
-
-    def _may_grow(self, stored: StoredPage, socket_id: str, data: bytes) -> bool:
-        """Returns whether the bound of bytes allows a record of an existing page."""
-        growth = len(data) - len(stored.records.get(socket_id, b""))
-        return growth <= 0 or self.bytes + growth <= MAX_BYTES
 
     def _expire(self, app: str, pages: OrderedDict[str, StoredPage], now: int) -> None:
         """Drops up to two expired pages, so that as many pages expire as are written."""
@@ -131,12 +145,12 @@ class MemoryPages:
         stored = self._find(app, page, now)
         if stored is None:
             return
-        self.bytes -= stored.size
+        records = stored.records
         forgotten = {} if stored.forgotten is None else stored.forgotten
         for one in socket_ids:
-            stored.records.pop(one, None)
+            self.bytes -= len(records.pop(one, b""))
             forgotten[one] = now + FORGOTTEN_SECONDS * SECOND
         while len(forgotten) > MAX_FORGOTTEN:
             del forgotten[next(iter(forgotten))]
         stored.forgotten = forgotten
-        self.bytes += stored.size
+        stored.store(records)
