@@ -196,6 +196,18 @@ def test_raw_clients_are_authorized_by_the_backend(backend: Receiver) -> None:
             assert unwanted.close_code() == 4009
 
 
+def test_raw_client_joins_its_other_channels_after_a_cached_rejection(backend: Receiver) -> None:
+    backend.act = lambda got: {"allow": got.json.get("channel") != "private-no", "user": {"id": "ann"}}
+    with asking(backend, "connect", "subscribe", cache=60) as server:
+        for _ in range(2):
+            with raw_socket(server, "private-no", "private-yes") as one:
+                server.until_sessions("private-yes", 1)
+                server.publish("private-yes", "e", 1)
+                assert one.expect("e", "private-yes") == 1
+            server.until_sessions("private-yes", 0)
+        assert len(backend.got) == 3
+
+
 def test_fallback_sessions_are_authorized_by_the_backend(backend: Receiver) -> None:
     with asking(backend, "connect") as server:
         path = "/pusher/app/app-key/123/abcdefgh/xhr?protocol=7&client=js&version=8"

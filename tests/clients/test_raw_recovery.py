@@ -115,6 +115,15 @@ def test_channels_that_are_not_permitted_keep_their_places_in_since(server, raw,
         assert second.expect("e", name) == value
 
 
+def test_client_gets_an_error_for_each_of_many_channels_that_are_not_permitted(server, raw, channel):
+    names = [f"private-{channel}-{n}" for n in range(300)]
+    socket = raw(*names, channel, query="positions=1")
+    assert resumed(socket, channel)["reason"] == "unknown"
+    assert [socket.expect_error()["code"] for _ in names] == [401] * 300
+    publish(server, channel, 1)
+    assert socket.expect("e", channel) == 1
+
+
 @pytest.mark.parametrize("since", ["x", "a:1,b:2", "%00", "a:" + "9" * 30, "," * 10_000, "x" * 5000, "%f0%9f%98%80"])
 def test_odd_positions_are_unknown_and_harm_nobody(server, raw, channel, since):
     socket = raw(channel, query=f"since={since}")

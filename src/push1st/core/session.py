@@ -55,6 +55,7 @@ CHARGE_SECONDS = 60
 """the number of seconds for which a client saves unused charges; the client may use all saved charges at once"""
 MAX_PUBLISHES = 1000
 """the maximum number of events a second of a raw client; a client that exceeds this number is disconnected"""
+_KINDS = {401: "AuthError", 400: "Invalid", 503: "Unavailable"}
 
 
 class Session:
@@ -199,14 +200,18 @@ class Session:
             if admission is not None:
                 spawn(self.node.withdraw(self.app, self, admission))
 
-    def connect(self, request: ClientRequest, on_admitted: Callable[[], None]) -> None:
+    def connect(self, request: ClientRequest, on_admitted: Callable[[], None], commands: Collection[Command] = ()) -> None:
         """Admits the client: at once, or after the broker has counted the connection and the backend has accepted the client.
 
         `request`: the client's query and headers, for the backend. `on_admitted`: a function that is called when the client is
-        admitted; the client's commands wait until then.
+        admitted; the client's commands wait until then. `commands`: the commands that the request contains.
         """
+        if commands:
+            self.waiting = deque(commands)
         if self._admission is None and "connect" not in self.app.backend_decides:
             on_admitted()
+            if self.waiting:
+                spawn(self._apply(self.waiting.popleft()))
             return
         self._busy = True
         spawn(self._connect(request, on_admitted))
@@ -387,13 +392,10 @@ class Session:
     def _refuse_subscription(self, channel: str, refused: Refused) -> None:
         if self.closed:
             return
-        if isinstance(refused, LimitReached):
-            kind = "LimitReached"
-        else:
-            kind = {401: "AuthError", 400: "Invalid", 503: "Unavailable"}.get(refused.code, "Forbidden")
-        if not self._may_be_refused():
+        if self.push is None and not self._may_be_refused():  # a client that names its channels in its path sends no others
             self.refuse(refused)
             return
+        kind = "LimitReached" if isinstance(refused, LimitReached) else _KINDS.get(refused.code, "Forbidden")
         self.node.metrics.refusals[kind] += 1
         self._log("subscription refused", refused, channel)
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
@@ -471,9 +473,7 @@ class Session:
                     self.node.metrics.cut_offs["flood"] += 1
                     raise Disconnect(1008, f"more than {most} messages a second")
                 raise Refused(429, f"more than {most} client events a second")
-        member = self.subscriptions[channel].member
-        data = command.data
-        node = self.node
+        node, data, member = self.node, command.data, self.subscriptions[channel].member
         if "publish" in self.app.backend_decides and self.app.backend_decides["publish"](channel):
             user_id = member.user_id if member is not None else self.user.id if self.user is not None else None
             data = await decisions.publish(node.hooks, self.app, self, command, user_id)

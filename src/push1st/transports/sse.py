@@ -256,9 +256,7 @@ class EventStream(Takeover):
         # The first heartbeats of clients that connect at the same time are spread over the whole period.
         self._beat_at = context.sweep.now + HEARTBEAT_SECONDS * (1 - (id(self) >> 4) % 100 / 100)
         context.sweep.watch(self, min(self._beat_at, context.sweep.now + token_seconds(session)))
-        session.connect(request.client, lambda: None)
-        for command in request.commands:
-            session.handle(command)
+        session.connect(request.client, lambda: None, request.commands)
 
     def _open(self, request: StreamRequest) -> Session:
         """Begins the session. Raises Disconnect."""

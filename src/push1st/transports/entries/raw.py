@@ -65,6 +65,4 @@ class RawEntry:
         if request.resumes:  # such a client also gets an error for each channel that is not permitted
             wanted += [name for name in dict.fromkeys(request.channels) if name not in wanted]
         commands = request.subscriptions(wanted, query.get("since", ""))
-        session.connect(client, lambda: None)
-        for command in commands:
-            session.handle(command)
+        session.connect(client, lambda: None, commands)
