@@ -329,6 +329,34 @@ def test_events_for_a_user_come_after_the_replay_and_only_once(page: Page) -> No
     assert again.round_trip() == []
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_events_for_a_user_that_exceed_the_bound_of_held_events_come_after_the_replay(page: Page, is_known: bool) -> None:
+    user = secrets.token_hex(4)
+    where = f"#server-to-user-{user}"
+    if is_known:
+        client = page.connect()
+        sign_in(client, user)
+        join(client, where)
+        acknowledge(client)
+        kill(client)
+    again = page.connect()
+    sign_in(again, user)
+    values = [f"{n}".zfill(3000) for n in range(50)]
+    for value in values:
+        publish(page.server, where, value)
+    answer = join(again, where)
+    assert "e" not in [frame["event"] for frame in again.frames]
+    assert answer["recovered"] == is_known
+    if is_known:
+        assert events(again, 50) == values
+    else:  # the client loads its state, so it does not need the older events
+        latest = [frame["data"] for frame in again.round_trip() if frame["event"] == "e"]
+        assert 0 < len(latest) < 50
+        assert latest == values[-len(latest) :]
+    publish(page.server, where, "last")
+    assert events(again, 1) == ["last"]
+
+
 # Shared names
 
 

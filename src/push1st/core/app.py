@@ -22,6 +22,9 @@ class Client(Subscriber, Protocol):
     def ip(self) -> str: ...
     @property
     def closed(self) -> bool: ...
+    @property
+    def resumption(self) -> object | None:
+        """The way in which the client resumes its channels; None for a client that cannot resume."""
 
     def disconnect(self, code: int, reason: str) -> None: ...
 

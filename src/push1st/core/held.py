@@ -16,8 +16,8 @@ from push1st.positions import Position
 
 MAX_HELD = 100
 MAX_HELD_BYTES = 65_536
-"""maximum numbers of frames and bytes held for a client. If a new frame would exceed one of them, the held frames are delivered.
-Then the new frame is held."""
+"""maximum numbers of frames and bytes held for a client. If a new frame would exceed one of them, the held frames are delivered,
+or dropped (`Hold.drops`). Then the new frame is held."""
 HELD_SECONDS = 10
 """after these seconds, a client's held frames are delivered and the hold ends, even if the client has not subscribed"""
 
@@ -26,13 +26,16 @@ class Hold:
     """The frames held for a client, each with its message's position in the history of the channel, or None.
 
     `until`: the end of the hold, in seconds on `Clock.monotonic`.
+    `drops`: whether frames with positions are dropped above a bound. A client that resumes receives their messages from the
+    history, or a notice that it has missed messages.
     """
 
-    __slots__ = ("channel", "frames", "size", "until")
+    __slots__ = ("channel", "drops", "frames", "size", "until")
 
-    def __init__(self, channel: str, until: float) -> None:
+    def __init__(self, channel: str, until: float, drops: bool) -> None:
         self.channel = channel
         self.until = until
+        self.drops = drops
         self.frames: list[tuple[bytes, Position | None]] = []
         self.size = 0
 
@@ -54,10 +57,13 @@ class Held:
         """Whether events on a channel are held for at least one client."""
         return channel in self._channels
 
-    def add(self, client: Subscriber, channel: str, now: float) -> None:
-        """Begins to hold the events of a channel for a client. Does nothing if the client already has a hold."""
+    def add(self, client: Subscriber, channel: str, now: float, drops: bool = False) -> None:
+        """Begins to hold the events of a channel for a client. Does nothing if the client already has a hold.
+
+        `drops`: see `Hold`.
+        """
         if client not in self._holds:
-            hold = self._holds[client] = Hold(channel, now + HELD_SECONDS)
+            hold = self._holds[client] = Hold(channel, now + HELD_SECONDS, drops)
             self._channels.setdefault(channel, {})[client] = hold
 
     def receive(self, message: Message, now: int) -> None:
@@ -68,7 +74,7 @@ class Held:
                 continue
             frame = client.wire.message(message, now)
             if len(hold.frames) >= MAX_HELD or hold.size + len(frame) > MAX_HELD_BYTES:
-                self._flush(client, hold)
+                self._flush(client, hold, drops=hold.drops)
             position = Position(message.epoch, message.offset) if isinstance(message, KeptMessage) else None
             hold.frames.append((frame, position))
             hold.size += len(frame)
@@ -106,10 +112,11 @@ class Held:
             due.append(client)
         return due
 
-    def _flush(self, client: Subscriber, hold: Hold) -> None:
+    def _flush(self, client: Subscriber, hold: Hold, drops: bool = False) -> None:
         frames, hold.frames, hold.size = hold.frames, [], 0
-        for frame, _ in frames:
-            self._deliver(client, frame)
+        for frame, position in frames:
+            if position is None or not drops:
+                self._deliver(client, frame)
 
 
 def _is_before(position: Position | None, replayed: Position) -> bool:

@@ -95,7 +95,7 @@ class SignIns:
     def _hold(self, app: App, client: Client, channel: str) -> None:
         if app.held is None:
             app.held = Held(self._send_held)
-        app.held.add(client, channel, self._clock.monotonic())
+        app.held.add(client, channel, self._clock.monotonic(), client.resumption is not None)
 
     def _send_held(self, client: Subscriber, frame: bytes) -> None:
         self._metrics.messages_out += 1

@@ -70,3 +70,15 @@ def test_held_events_that_the_replay_contained_are_not_delivered(clients):
     held.receive(event(b"9"), 3)
     held.deliver(clients[0], Position("e", 5))
     assert [json.loads(frame[2:])["data"] for frame in sent] == ["6", "1", "9"]
+
+
+def test_frames_above_the_bound_are_dropped_if_the_client_receives_them_from_the_history(clients):
+    sent: list[bytes] = []
+    held = Held(lambda _, frame: sent.append(frame))
+    held.add(clients[0], CHANNEL, 0, drops=True)
+    held.receive(event(b"0"), 3)
+    for offset in range(1, MAX_HELD + 2):
+        held.receive(KeptMessage("app", CHANNEL, "e", b"%d" % offset, 1, 2, offset=offset, epoch="e"), 3)
+    assert [json.loads(frame[2:])["data"] for frame in sent] == ["0"]
+    held.deliver(clients[0])
+    assert [json.loads(frame[2:])["data"] for frame in sent] == ["0", "100", "101"]
