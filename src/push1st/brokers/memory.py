@@ -56,6 +56,7 @@ class Memory:
         history.is_subscribed = lambda app, channel: local_roster.channel(app, channel) is not None
         self.pages = MemoryPages(lambda: stamp()[1])
         self._results = KeyedResults(KEY_SECONDS)
+        history.on_tick = self._results.tick
         self._users: dict[str, dict[str, set[str]]] = {}
         self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
         self._cached_bytes = 0

@@ -62,7 +62,19 @@ class MemoryHistory:
     random: a function that takes a number of bits, and returns an unpredictable integer of this length.
     """
 
-    __slots__ = ("_bounds", "_generation", "_idle", "_kept", "_metrics", "_random", "_unswept", "_wall", "bytes", "is_subscribed")
+    __slots__ = (
+        "_bounds",
+        "_generation",
+        "_idle",
+        "_kept",
+        "_metrics",
+        "_random",
+        "_unswept",
+        "_wall",
+        "bytes",
+        "is_subscribed",
+        "on_tick",
+    )
 
     def __init__(self, bounds: HistoryBounds, wall: Callable[[], int], random: Callable[[int], int], metrics: Metrics) -> None:
         self._bounds = bounds
@@ -80,6 +92,8 @@ class MemoryHistory:
         """the number of bytes of all messages, as the bounds count them"""
         self.is_subscribed: Callable[[str, str], bool] = lambda *_: False
         """whether a channel of an app has subscribers, whose position must stay valid; the broker sets this function"""
+        self.on_tick: Callable[[int], None] = lambda _: None
+        """drops other expired data of the broker, which sets this function; called with the time by each `tick`"""
 
     def __len__(self) -> int:
         """The number of channels with messages."""
@@ -190,6 +204,7 @@ class MemoryHistory:
     def tick(self) -> None:
         """Drops expired messages and counters of some channels. A later call checks other channels."""
         now = self._wall()
+        self.on_tick(now)
         self._metrics.history_bytes, self._metrics.history_channels = self.bytes, len(self._kept)
         keys = list(islice(self._unswept, max(SWEPT, (len(self._kept) + len(self._idle)) // ROUND_CALLS + 1)))
         if not keys:

@@ -1,6 +1,7 @@
 """The results of publishes with an idempotency key, in the memory of one worker. Pure: the caller passes the time."""
 
 from collections import OrderedDict
+from itertools import islice
 
 import msgspec
 
@@ -8,6 +9,8 @@ from push1st.messages import Message, Published
 
 MAX_KEYS = 100_000
 """the maximum number of results of an app; above this number, the oldest results are dropped"""
+MAX_EXPIRED = 1000
+"""the maximum number of results of an app that one call of `tick` drops"""
 
 
 class KeyedResults:
@@ -35,5 +38,15 @@ class KeyedResults:
         name = message.channel, key
         results[name] = now + self._nanoseconds, msgspec.structs.replace(published, repeats=message.id)
         results.move_to_end(name)
-        while len(results) > MAX_KEYS or next(iter(results.values()))[0] <= now:
+        if len(results) > MAX_KEYS:
             results.popitem(last=False)
+
+    def tick(self, now: int) -> None:
+        """Drops expired results. Called once a second."""
+        for app, results in list(self._apps.items()):
+            for name, (until, _) in list(islice(results.items(), MAX_EXPIRED)):
+                if now < until:
+                    break
+                del results[name]
+            if not results:
+                del self._apps[app]
