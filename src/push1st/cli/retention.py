@@ -1,10 +1,12 @@
 """Describes, for `push1st check`, the messages that apps keep as history, and settings that prevent recovery. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from push1st.brokers.history import MESSAGE_BYTES
 from push1st.config.history import HistorySection
-from push1st.config.model import AppConfig, Config
+from push1st.config.model import AppConfig, Config, ServerConfig
+from push1st.hooks.formats import matcher
+from push1st.limits import Limits
 
 
 def lines(app: AppConfig) -> list[str]:
@@ -34,14 +36,11 @@ def notes(config: Config) -> Iterator[str]:
 
 
 def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
-    covering = ""
     for number, section in enumerate(app.history, 1):
         here = f"{app.id}: history section {number} ({_channels(section)})"
-        if covering:
-            yield f"{here}: the section does not apply, because {covering} before it applies to all channels"
+        if covering := _covering(section, app.history[: number - 1]):
+            yield f"{here}: the section never applies, because all its channels belong to an earlier section: {covering}"
             continue
-        if not section.filter or "*" in section.filter:
-            covering = f"section {number}"
         window = app.resume.seconds
         if section.ttl < window:
             yield (
@@ -49,11 +48,24 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
                 "a page that returns later than the ttl often cannot recover such a channel"
             )
         largest = section.size * (app.limits.payload + MESSAGE_BYTES)
-        if largest > outbox // 4:
+        is_own = section.size > HistorySection().size or app.limits.payload > Limits().payload or outbox < ServerConfig().outbox
+        if is_own and largest > outbox // 4:  # with the defaults, few events are so large
             yield (
                 f"{here}: {section.size} events of the size limits.payload have {readable(largest)}: the server rejects a replay "
                 f"above {readable(outbox // 4)}, a quarter of server.outbox, with the reason too-large"
             )
+
+
+def _covering(section: HistorySection, earlier: Sequence[HistorySection]) -> str:
+    """Returns the numbers of the earlier sections that apply to all channels of a section; "" if there are other channels.
+
+    A filter matches the text of another filter, with a `*` at the end of a prefix, only if it matches all names that the other
+    filter matches.
+    """
+    fits = [matcher(one.filter) for one in earlier]
+    texts = [filter if "*" in filter else filter + "*" for filter in section.filter or ("",)]
+    found = [next((number for number, fit in enumerate(fits, 1) if fit(text)), 0) for text in texts]
+    return ", ".join(map(str, sorted(set(found)))) if all(found) else ""
 
 
 def readable(size: int) -> str:

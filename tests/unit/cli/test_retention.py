@@ -68,10 +68,43 @@ def test_a_history_that_may_be_too_large_for_a_replay_has_a_note() -> None:
     assert noted(HistorySection(size=100), outbox=4 * 30_000) == []
 
 
+def test_only_own_numbers_have_a_note_about_large_replays() -> None:
+    assert noted(HistorySection(), limits=Limits()) == []
+    assert len(noted(HistorySection(size=101), limits=Limits())) == 1
+    assert len(noted(HistorySection(), limits=Limits(payload=20_000))) == 1
+    assert len(noted(HistorySection(), limits=Limits(), outbox=1_000_000)) == 1
+
+
 @pytest.mark.parametrize("filters", [(), ("*",), ("x-", "*")])
 def test_a_section_after_one_for_all_channels_has_a_note(filters: tuple[str, ...]) -> None:
     (line,) = noted(HistorySection(filter=("a-",)), HistorySection(filter=filters), HistorySection(filter=("b-",), ttl=1))
-    assert line == ("a: history section 3 (b-): the section does not apply, because section 2 before it applies to all channels")
+    assert (
+        line == "a: history section 3 (b-): the section never applies, because all its channels belong to an earlier section: 2"
+    )
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later", "numbers"),
+    [
+        (["chat-"], "chat-", "1"),
+        (["chat-"], "chat-1", "1"),
+        (["chat-*"], "chat-", "1"),
+        (["chat-"], "chat-*-log", "1"),
+        (["chat-*-log"], "chat-*-a-log", "1"),
+        (["chat-1"], "chat-", ""),
+        (["*-log"], "chat-log", ""),
+        (["chat-*-log"], "chat-*", ""),
+        (["x-", "chat-"], ("chat-1", "x-*"), "1, 2"),
+        (["x-", "chat-"], ("chat-1", "y-"), ""),
+        (["chat-"], (), ""),
+    ],
+)
+def test_a_section_whose_filters_are_covered_by_earlier_filters_has_a_note(
+    earlier: list[str], later: str | tuple[str, ...], numbers: str
+) -> None:
+    filters = (later,) if isinstance(later, str) else later
+    found = noted(*(HistorySection(filter=(one,)) for one in earlier), HistorySection(filter=filters))
+    assert [line.rpartition(": ")[2] for line in found] == ([numbers] if numbers else [])
 
 
 def test_a_disabled_app_has_no_notes() -> None:
