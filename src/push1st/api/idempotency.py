@@ -11,7 +11,8 @@ from push1st.errors import Refused
 from push1st.messages import Published
 from push1st.metrics import Metrics
 
-_KEY = re.compile(r"[!-~]{1,128}\Z")
+MAX_KEY = 128
+_KEY = re.compile(rf"[!-~]{{1,{MAX_KEY}}}\Z")
 _REPLAYED = b"Idempotent-Replayed: true\r\n"
 
 
@@ -30,7 +31,8 @@ def key_of(field: str | None, header: bytes | None) -> str:
         if field is not None and field != key:
             raise Refused(400, "idempotency_key and the header Idempotency-Key differ")
     if not _KEY.match(key):
-        raise Refused(400, f"{name} {key[:80]!r} is not 1 to 128 visible ASCII characters")
+        shown = repr(key) if len(key) <= MAX_KEY else f"with {len(key)} characters"
+        raise Refused(400, f"{name} {shown} is not 1 to {MAX_KEY} visible ASCII characters")
     return key
 
 

@@ -194,6 +194,11 @@ def test_other_keys_are_400_and_publish_nothing(caller, key):
     assert caller.sent == []
 
 
+def test_error_for_a_key_that_is_too_long_has_the_length_of_the_key(caller):
+    text = "idempotency_key with 129 characters is not 1 to 128 visible ASCII characters"
+    assert caller.event(idempotency_key="a" * 129) == (400, {"error": text})
+
+
 @pytest.mark.parametrize("key", [1, [], {}, True])
 def test_key_that_is_not_a_text_is_400(caller, key):
     assert caller.event(idempotency_key=key)[0] == 400
