@@ -16,7 +16,6 @@ from push1st.channels import Kind
 from push1st.core.app import App, Client, Outlet
 from push1st.core.histories import rewind_of
 from push1st.core.node import Node
-from push1st.core.pages import PageConnection
 from push1st.messages import Ping, Resumed, Subscribe
 from push1st.positions import Position
 
@@ -54,6 +53,15 @@ class Resumption(Protocol):
     def unsubscribed(self, channel: str) -> None:
         """Stores that the client has left a channel."""
 
+    def pinged(self) -> None:
+        """Stores that the server sends a message `pusher:ping`."""
+
+    def ponged(self) -> None:
+        """Handles a message `pusher:pong`."""
+
+    def ended(self) -> None:
+        """Handles the end of the session."""
+
 
 class Resuming(Client, Protocol):
     """The properties and methods of a session that this module uses."""
@@ -88,36 +96,33 @@ class ByPosition:
         return False
 
     def unsubscribed(self, channel: str) -> None: ...
+    def pinged(self) -> None: ...
+    def ponged(self) -> None: ...
+    def ended(self) -> None: ...
 
 
 BY_POSITION = ByPosition()
 
 
-def page_of(session: Resuming) -> PageConnection | None:
-    """Returns the page of a session's connection; None if the client's URL names no page."""
-    resumption = session.resumption
-    return resumption if type(resumption) is PageConnection else None
-
-
 def ping(session: Resuming) -> None:
     """Sends a message `pusher:ping` to a silent client."""
-    if (page := page_of(session)) is not None:
-        page.pinged()
+    if session.resumption is not None:
+        session.resumption.pinged()
     session.outlet.send(Ping())
 
 
 def ponged(session: Resuming) -> None:
     """Handles a message `pusher:pong`."""
     session.charge()
-    if (page := page_of(session)) is not None:
-        page.ponged()
+    if session.resumption is not None:
+        session.resumption.ponged()
 
 
 def ended(session: Resuming) -> None:
     """Handles the end of a session."""
-    if (page := page_of(session)) is not None:
-        session.resumption = None  # the page refers to the session; a cycle would keep both until the garbage collector runs
-        page.ended()
+    if (resumption := session.resumption) is not None:
+        session.resumption = None  # a page refers to the session; a cycle would keep both until the garbage collector runs
+        resumption.ended()
 
 
 async def replay_request(session: Resuming, command: Subscribe) -> ReplayRequest | None:

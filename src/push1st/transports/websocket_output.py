@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from push1st.config.model import ProtocolConfig
 from push1st.core.hub import Write
 from push1st.core.pages import PageConnection
-from push1st.core.resuming import page_of, ping
+from push1st.core.resuming import ping
 from push1st.core.session import Session
 from push1st.messages import Ending, Established, Failure, Reply
 from push1st.protocols import Codec
@@ -88,10 +88,13 @@ class WebSocketOutput(SocketOwner):
         assert self._session is not None
         self.send(Established(self._session.id, activity_timeout))
 
-    def open(self, session: Session) -> None:
-        """Assigns a session to this connection, and queues the answer to the handshake before all output of the session."""
+    def open(self, session: Session, page: PageConnection | None = None) -> None:
+        """Assigns a session to this connection, and queues the answer to the handshake before all output of the session.
+
+        page: the page that waits for the client's answer to a close frame; None for a client whose URL names no page.
+        """
         self._session = session
-        self._page = page_of(session)
+        self._page = page
         node = self._context.node
         node.fanout.direct(session, self._switch)
         self._switch = b""

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from push1st.brokers.pages import PageBounds, PageRecord
 from push1st.config.history import HistorySection, Resume
-from push1st.core.resuming import page_of
+from push1st.core.pages import PageConnection
 from push1st.errors import Refused
 from push1st.transports import websocket
 from push1st.transports.pages import split_page
@@ -48,8 +48,8 @@ def test_page_is_the_first_part_of_a_path(path: str, page: str | None, rest: str
 async def test_connection_of_a_page_belongs_to_its_page(site: Site, path: str) -> None:
     await site.websocket(f"{path}?protocol=7")
     (session,) = site.world.app.tenant.sessions.values()
-    page = page_of(session)  # type: ignore[arg-type]  # every subscriber is a session
-    assert page is not None
+    page = session.resumption  # type: ignore[attr-defined]  # every subscriber is a session
+    assert isinstance(page, PageConnection)
     assert page.name == PAGE
 
 
@@ -65,8 +65,8 @@ async def test_fallback_session_belongs_to_its_page(site: Site) -> None:
     transport = await ask(site, f"/resume/{PAGE}/pusher/app/{KEY}/7/abcdefgh/xhr?protocol=7")
     assert events(transport.data.partition(b"\r\n\r\n")[2])[0] == "o"
     (session,) = site.world.app.tenant.sessions.values()
-    page = page_of(session)  # type: ignore[arg-type]  # every subscriber is a session
-    assert page is not None
+    page = session.resumption  # type: ignore[attr-defined]  # every subscriber is a session
+    assert isinstance(page, PageConnection)
     assert page.name == PAGE
 
 

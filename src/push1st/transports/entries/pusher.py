@@ -41,5 +41,5 @@ class PusherEntry:
         session = Session(context.node, app, connection, self.codec, connection.write, ip, lenient=lenient, resumption=page)
         if page is not None:
             page.begin(session)
-        connection.open(session)
+        connection.open(session, page)
         session.connect(client, lambda: connection.established(self.settings.activity_timeout))
