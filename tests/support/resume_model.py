@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from push1st.brokers.history import COUNTER_SECONDS, IDLE_COUNTER_SECONDS, MESSAGE_BYTES
+from push1st.brokers.memory_history import OBJECT_BYTES
 from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.core.resuming import BY_POSITION
 from push1st.core.session import Session
@@ -28,7 +29,8 @@ from tests.support.recovery import Answer, Joined, Log, Lost, Received, Sent, ch
 CHANNELS = ("a", "b", "cache-c")
 CLIENTS = 3
 DATA_BYTES = 6
-SIZE = DATA_BYTES + MESSAGE_BYTES
+KEPT_BYTES = DATA_BYTES + OBJECT_BYTES
+REPLAYED_BYTES = DATA_BYTES + MESSAGE_BYTES
 """the number of bytes that count for each message"""
 SECTIONS = (
     HistorySection(filter=("a",), size=3, ttl=30),
@@ -240,8 +242,8 @@ class ResumeMachine(RuleBasedStateMachine):
         words = count(1)
         history = self.world.history
         history._random = lambda _: next(words)
-        history._bounds = HistoryBounds(bytes=MAX_KEPT * SIZE)
-        self.world.node.max_replay_bytes = MAX_REPLAYED * SIZE
+        history._bounds = HistoryBounds(bytes=MAX_KEPT * KEPT_BYTES)
+        self.world.node.max_replay_bytes = MAX_REPLAYED * REPLAYED_BYTES
         self.model = Histories(lambda: self.world.clock.seconds, self._has_subscribers)
         self.clients = [ModelClient(f"client{number}", self) for number in range(CLIENTS)]
         self.numbers = count(1)

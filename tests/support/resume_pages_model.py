@@ -29,12 +29,13 @@ from tests.support.resume_model import (
     CHANNELS,
     CLIENTS,
     EVENT_SECONDS,
+    KEPT_BYTES,
     LINES,
     MAX_KEPT,
     MAX_REPLAYED,
+    REPLAYED_BYTES,
     RESUME,
     SECTIONS,
-    SIZE,
     Histories,
     line,
     parsed,
@@ -279,8 +280,8 @@ class PageMachine(RuleBasedStateMachine):
         resume = RESUME
         self.world = World(app_config(history=SECTIONS, resume=resume), turns=LoopTurns())
         self.loop = VirtualLoop(self.world.clock)
-        self.world.history._bounds = HistoryBounds(bytes=MAX_KEPT * SIZE)
-        self.world.node.max_replay_bytes = MAX_REPLAYED * SIZE
+        self.world.history._bounds = HistoryBounds(bytes=MAX_KEPT * KEPT_BYTES)
+        self.world.node.max_replay_bytes = MAX_REPLAYED * REPLAYED_BYTES
         self.model = Histories(lambda: self.world.clock.seconds, self._has_subscribers)
         self.pages = [Page(f"page-{number}-0123456789", self) for number in range(CLIENTS)]
         self.vanished: list[Connection] = []

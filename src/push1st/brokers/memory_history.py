@@ -10,7 +10,6 @@ from itertools import islice
 
 from push1st.brokers.history import (
     COUNTER_SECONDS,
-    MESSAGE_BYTES,
     NO_MESSAGES,
     READ_COUNTER_SECONDS,
     HistoryPage,
@@ -33,6 +32,8 @@ SWEPT = 1000
 ROUND_CALLS = 30
 """the maximum number of calls of `tick`, one a second, for a round over all channels. A round renews the counters of channels
 with subscribers, so it must be shorter than `IDLE_COUNTER_SECONDS`."""
+OBJECT_BYTES = 450
+"""the memory of a kept message without its data; measured with 8,000 messages of 10 bytes, with short names"""
 SECOND = 1_000_000_000
 
 
@@ -119,9 +120,9 @@ class MemoryHistory:
         history.until = now + section.ttl * SECOND
         messages = history.messages
         messages.append(message)
-        size = len(message.data) + MESSAGE_BYTES  # `size_of`, without the cost of a call
+        size = len(message.data) + OBJECT_BYTES
         while len(messages) > section.size:
-            size -= len(messages.popleft().data) + MESSAGE_BYTES
+            size -= len(messages.popleft().data) + OBJECT_BYTES
         history.bytes += size
         self.bytes += size
         if self.bytes > self._bounds.bytes:

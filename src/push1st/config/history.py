@@ -40,7 +40,7 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 class HistoryBounds(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds of all histories in the memory broker, for all apps together.
 
-    bytes: the maximum number of bytes of all kept messages. A message counts as the bytes of its data and 200 more bytes. Above
+    bytes: the maximum number of bytes of all kept messages. A message counts as the bytes of its data and 450 more bytes. Above
     this number, the broker drops the history of the channel whose last publish is the oldest.
     channels: the maximum number of channels with a history. Above this number, the broker drops histories in the same order.
     """

@@ -3,8 +3,8 @@
 from itertools import count
 from typing import Any
 
-from push1st.brokers.history import IDLE_COUNTER_SECONDS, ReplayRequest, size_of
-from push1st.brokers.memory_history import ROUND_CALLS, SWEPT, MemoryHistory
+from push1st.brokers.history import IDLE_COUNTER_SECONDS, ReplayRequest
+from push1st.brokers.memory_history import OBJECT_BYTES, ROUND_CALLS, SWEPT, MemoryHistory
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.messages import KeptMessage
 from push1st.metrics import Metrics
@@ -44,11 +44,11 @@ def test_a_channel_keeps_its_last_messages():
     for _ in range(5):
         memory.append("c")
     assert memory.offsets("c") == [3, 4, 5]
-    assert memory.history.bytes == sum(map(size_of, memory.read("c").messages))
+    assert memory.history.bytes == sum(len(one.data) + OBJECT_BYTES for one in memory.read("c").messages)
 
 
 def test_over_the_bound_of_bytes_the_channel_with_the_oldest_last_message_is_dropped():
-    size = size_of(Memory().append("c", b"x" * 100))
+    size = 100 + OBJECT_BYTES
     memory = Memory(bytes=3 * size)
     for channel in ("a", "b", "a", "c"):
         memory.append(channel, b"x" * 100)
