@@ -306,7 +306,10 @@ class PageConnection:
         if state.expire(now) or now >= writer.write_at:
             writer.changed()
         if now >= self._acknowledge_at and not state.is_shared:
-            self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, now)
+            if state.is_waiting and None in state.positions.values():
+                self._acknowledge_at = now + FIRST_SECONDS  # a subscription without a position waits no longer than necessary
+            else:
+                self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, now)
             moved = None if state.is_waiting or state.is_mute else state.moved(self.client.app.tenant.channels)
             if moved:
                 state.pinged(now, moved)

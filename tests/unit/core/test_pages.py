@@ -180,6 +180,19 @@ def test_later_subscription_does_not_postpone_the_first_acknowledgement() -> Non
     assert pings(outlet) == 1
 
 
+def test_subscription_during_an_unanswered_ping_requests_an_acknowledgement_soon_after_the_answer() -> None:
+    site = Site(history=(HistorySection(),), resume=Resume(acknowledge=10))
+    session, outlet = site.join()
+    site.elapse(1)
+    assert pings(outlet) == 1
+    session.handle(Subscribe("other"))
+    site.elapse(2)
+    assert pings(outlet) == 1
+    site.pong(session)
+    site.elapse(1)
+    assert pings(outlet) == 2
+
+
 def test_resumed_subscription_keeps_its_first_position_until_an_acknowledgement() -> None:
     site = Site()
     first, outlet = site.join()
