@@ -28,6 +28,8 @@ PUSH1ST = [str(Path(sys.executable).with_name("push1st"))]
 
 DEADLINE = 10.0
 """maximum seconds of any wait before a test fails"""
+START_SECONDS = 30.0
+"""maximum seconds until a server is ready; more, because tests that run side by side start their servers at the same time"""
 
 T = TypeVar("T")
 
@@ -182,7 +184,7 @@ class ServerProcess:
                 env=environment,
             )
         try:
-            wait_until(self._is_ready, "GET /ready answers 200 on the Unix socket")
+            wait_until(self._is_ready, "GET /ready answers 200 on the Unix socket", START_SECONDS)
         except BaseException:
             self.process.kill()
             self.process.wait()
