@@ -19,6 +19,8 @@ MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 CLIENTS = Path(__file__).parent.parent / "clients"
 SCRIPTS = CLIENTS / "node"
 MODULES = CLIENTS / "node_modules"
+ANSWER_SECONDS = 30.0
+"""maximum seconds until a script replies to a command: a script with a thousand clients reads no command while they connect"""
 
 
 def node_program() -> str:
@@ -69,11 +71,11 @@ class NodeProcess:
     def ask(self, do: str, **what: Any) -> Any:
         """Sends a command and returns the reply of the script."""
         self.tell(do, **what)
-        return self.next(on="answer")["answer"]
+        return self.next(ANSWER_SECONDS, on="answer")["answer"]
 
-    def next(self, **fields: Any) -> dict[str, Any]:
-        """Returns the next report that has all of `fields`; skips earlier reports."""
-        end = time.monotonic() + DEADLINE
+    def next(self, deadline: float = DEADLINE, /, **fields: Any) -> dict[str, Any]:
+        """Returns the next report that has all of `fields`; skips earlier reports. `deadline`: the seconds before it fails."""
+        end = time.monotonic() + deadline
         while True:
             try:
                 report = self._reports.get(timeout=max(0.0, end - time.monotonic()))
