@@ -297,7 +297,8 @@ def test_sessions_send_and_store_the_same_as_their_model(taken):
 
 
 @pytest.mark.long
-@settings(max_examples=20_000, deadline=None)
+@pytest.mark.parametrize("part", range(4))  # `make test-long` runs the parts side by side
+@settings(max_examples=5000, deadline=None)
 @given(walks)
-def test_sessions_send_and_store_the_same_as_their_model_in_many_walks(taken):
+def test_sessions_send_and_store_the_same_as_their_model_in_many_walks(part, taken):
     compare(taken)
