@@ -18,8 +18,8 @@ PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
 
 # Six tests at a time, whatever their file, since the long tests of one file take a quarter of an hour one after another.
 PARALLEL_LONG = -n 6 --dist worksteal
-# Only these files are collected, because each of the six processes would need half a minute to collect all tests. In this
-# order, the longest tests begin early.
+# Only the files that name the mark are collected, because each of the six processes would need half a minute to collect all
+# tests. In this order, the longest tests begin early.
 LONG = $$(grep -rl --include='test_*.py' 'mark\.long' tests | sort -r)
 
 # How long `make model` runs.

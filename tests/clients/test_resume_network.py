@@ -15,7 +15,6 @@ from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
     ACKNOWLEDGE,
     BOUND,
-    BROKERS,
     CONFIG,
     Clients,
     NodePages,
@@ -43,7 +42,7 @@ PATIENCE = 2.0
 KINDS = (PageClient, RawClient, StreamClient)
 
 
-@pytest.fixture(scope="module", params=BROKERS)
+@pytest.fixture(scope="module", params=["memory", pytest.param("Valkey", marks=pytest.mark.long)])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"size": 2000, "ttl": 600})
     with running_with(request.param, kept(*sections)) as process:

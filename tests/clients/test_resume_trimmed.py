@@ -10,7 +10,6 @@ from tests.support.blackhole import Blackhole, blackhole
 from tests.support.process import ServerProcess, merged, running, wait_until
 from tests.support.recovering import (
     ACKNOWLEDGE,
-    BROKERS,
     CONFIG,
     PageClient,
     Publisher,
@@ -26,7 +25,7 @@ from tests.support.recovering import (
 )
 
 
-@pytest.fixture(scope="module", params=BROKERS)
+@pytest.fixture(scope="module", params=["memory", pytest.param("Valkey", marks=pytest.mark.long)])
 def server(request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     sections = ({"filter": ["small-"], "size": 10, "ttl": 600}, {"filter": ["short-"], "ttl": 1}, {"size": 2000, "ttl": 600})
     with running_with(request.param, kept(*sections)) as process:

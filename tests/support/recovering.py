@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Self
 
-import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import ClientConnection, connect
 
@@ -48,13 +47,9 @@ def kept(*sections: dict[str, Any], resume: dict[str, Any] | None = None, **more
     return {"app-test": {**APP, "history": found, "resume": {"acknowledge": ACKNOWLEDGE, **(resume or {})}, **more}}
 
 
-BROKERS = ["memory", pytest.param("Valkey", marks=pytest.mark.long)]
-"""the parameters of a fixture that runs a server with each broker (`running_with`)"""
-
-
 @contextlib.contextmanager
 def running_with(broker: str, apps: dict[str, Any]) -> Iterator[ServerProcess]:
-    """Runs a server for all kinds of clients. broker: one of `BROKERS`."""
+    """Runs a server for all kinds of clients. broker: "memory" or "Valkey"."""
     with contextlib.ExitStack() as stack:
         config = CONFIG
         if broker == "Valkey":
