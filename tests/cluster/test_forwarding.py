@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from tests.cluster.machine import copy
+from tests.support.blackhole import blackhole
 from tests.support.nodejs import NodeProcess
-from tests.support.process import DEADLINE, ServerProcess, running, wait_until
+from tests.support.process import DEADLINE, ServerProcess, free_ports, running, wait_until
+from tests.support.recovering import kept
 from tests.support.valkey import Valkey
 
 QUERY = "?protocol=7&client=by-hand&version=1"
@@ -171,6 +173,37 @@ def test_frames_after_the_loss_of_a_remote_stream_are_stored(pair: tuple[ServerP
             return "e" in names(response.read())
 
     wait_until(kept, "later events are stored for the next request")
+
+
+def test_stream_of_a_page_ends_if_it_lacks_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server with the stream loses its connection to the broker for a moment. The page must not acknowledge the event."""
+    monkeypatch.setattr(Session, "path", f"/resume/page-0123456789abcdef{Session.path}")
+    port, app = free_ports(1)[0], kept()
+    valkey = Valkey(port=port)
+    try:
+        with (
+            blackhole(port) as link,
+            running({"broker": f"redis://127.0.0.1:{port}"}, app) as one,
+            running({"broker": f"redis://127.0.0.1:{link.port}"}, app) as other,
+        ):
+            with asked(one, "xhr") as response:
+                response.read()
+            assert send(one, "pusher:subscribe", channel="c") == 200
+            with asked(other, "xhr_streaming") as stream:
+                assert names(stream.readline() + stream.readline()) == [
+                    "pusher_internal:subscription_succeeded",
+                    "pusher:resumed",
+                ]
+                link.refuses = True
+                link.cut()
+                publish(one, "1")
+                link.refuses = False
+                elsewhere = {"name": "e", "channel": "d", "data": ""}
+                wait_until(lambda: other.post("/apps/app-test/events", elsewhere).status == 200, "the broker is connected")
+                publish(one, "2")
+                assert names(stream.read()) == ["pusher:error"]
+    finally:
+        valkey.close()
 
 
 # A server dies

@@ -59,6 +59,8 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
     """A message about a forwarded request, between the request's two workers.
 
     The owner sends `write`, `finish` and `end`. The worker with the socket sends `lost`, `slow` and `leave`.
+
+    `index`: the number of the owner's frame in its request: 1, 2, 3 …; 0 for a frame to the owner.
     """
 
     kind: FrameKind
@@ -67,6 +69,7 @@ class ForwardFrame(msgspec.Struct, frozen=True, array_like=True):
     """the topic of the worker with the socket"""
     data: bytes = b""
     response: Response | None = None
+    index: int = 0
 
 
 class Probe(msgspec.Struct, frozen=True, array_like=True):
@@ -116,7 +119,7 @@ class OwnedSession(Protocol):
 class RemoteRequest:
     """A poll or a stream that another worker has forwarded to a session of this worker. `by`: the topic of the other worker."""
 
-    __slots__ = ("_forwarding", "app", "by", "number", "session")
+    __slots__ = ("_forwarding", "_sent", "app", "by", "number", "session")
 
     def __init__(self, forwarding: "Forwarding", app: App, number: int, by: str) -> None:
         self._forwarding = forwarding
@@ -124,17 +127,23 @@ class RemoteRequest:
         self.number = number
         self.by = by
         self.session: OwnedSession | None = None
+        self._sent = 0
+        """the number of frames that were sent"""
 
     def write(self, data: bytes) -> None:
-        self._forwarding.send(self, ForwardFrame("write", self.number, self.by, data))
+        self._send("write", data)
 
     def finish(self, response: Response) -> None:
-        self._forwarding.send(self, ForwardFrame("finish", self.number, self.by, b"", response))
+        self._send("finish", b"", response)
         self._forwarding.forget(self)
 
     def close(self) -> None:
-        self._forwarding.send(self, ForwardFrame("end", self.number, self.by))
+        self._send("end")
         self._forwarding.forget(self)
+
+    def _send(self, kind: FrameKind, data: bytes = b"", response: Response | None = None) -> None:
+        self._sent += 1
+        self._forwarding.send(self, ForwardFrame(kind, self.number, self.by, data, response, self._sent))
 
 
 Accept = Callable[[ForwardedRequest, RemoteRequest], Response | OwnedSession]
@@ -150,7 +159,20 @@ class RemoteSession:
     `owner`: the topic of the owner; "" before the owner has replied.
     """
 
-    __slots__ = ("_by", "_ended", "_gone", "_is_over", "_kept", "_number", "_poll", "_send", "_stream", "app", "owner")
+    __slots__ = (
+        "_by",
+        "_ended",
+        "_gone",
+        "_is_over",
+        "_kept",
+        "_number",
+        "_poll",
+        "_send",
+        "_stream",
+        "_written",
+        "app",
+        "owner",
+    )
 
     def __init__(
         self,
@@ -169,17 +191,27 @@ class RemoteSession:
         self._ended = ended
         self._gone = gone
         self._kept: list[ForwardFrame] = []
+        self._written = 0
+        """the number of frames that the stream has received"""
         self._is_over = False
         self._poll: Exchange | None = None
         self._stream: StreamWriter | None = None
 
     def on_frame(self, frame: ForwardFrame) -> None:
-        """Handles a frame from the owner. A frame that arrives before the call of `hold` or `stream` is kept until this call."""
+        """Handles a frame from the owner. A frame that arrives before the call of `hold` or `stream` is kept until this call.
+
+        A stream ends if a frame is missing, because this worker was not connected to the broker when the owner sent the frame.
+        """
         if frame.kind == "finish" and frame.response is not None and self._poll is not None:
             self._end()
             self._poll.finish(frame.response)
-        elif self._stream is None:
+            return
+        if self._stream is None:
             self._kept.append(frame)
+            return
+        self._written += 1
+        if frame.index not in (self._written, 0):  # workers of earlier versions send no index
+            self.abandon()
         elif frame.kind == "write":
             self._stream.write(frame.data)
         else:

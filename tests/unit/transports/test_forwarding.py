@@ -250,6 +250,32 @@ async def test_stream_writes_frames_of_the_owner_in_order(pair):
     assert stream.received == [b"1", b"2", "end"]
 
 
+@pytest.mark.parametrize("early", [False, True])
+async def test_stream_that_lacks_a_frame_ends(pair, early):
+    await pair.owner.own()
+    remote, stream = await pair.other.forward(), Request()
+    pair.owner.remote.write(b"1")
+    if not early:
+        remote.stream(stream)
+    pair.other.controller.is_hung = True
+    pair.owner.remote.write(b"2")
+    pair.other.controller.is_hung = False
+    pair.owner.remote.write(b"3")
+    pair.owner.remote.write(b"4")
+    if early:
+        remote.stream(stream)
+    assert stream.received == [b"1", GONE.body, "end"]
+    assert pair.owner.calls == [("lost",)]
+
+
+async def test_stream_of_an_owner_that_sends_no_indexes_goes_on(remote):
+    stream = Request()
+    remote.stream(stream)
+    for data in (b"1", b"2"):
+        remote.on_frame(ForwardFrame("write", 1, "#xhr-at-here", data))
+    assert stream.received == [b"1", b"2"]
+
+
 async def test_owner_handles_the_end_of_a_socket_once(pair):
     remote, stream = await pair.stream()
     remote.lost(stream)
