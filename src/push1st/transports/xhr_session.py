@@ -29,7 +29,7 @@ from push1st.transports.handlers import Exchange
 from push1st.transports.places import Places
 from push1st.transports.sweep import NEVER
 from push1st.transports.xhr_input import XhrInput
-from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, PageDelivery, take_response
+from push1st.transports.xhr_stream import HEADERS, TYPE, OpenPoll, OpenStream, PageDelivery, replace_frames, take_response
 
 GAP_SECONDS = 10
 """the maximum seconds between the end of a request and the next request; a client that takes longer is disconnected"""
@@ -145,8 +145,6 @@ class XhrSession:
         current = OpenPoll(self, exchange)
         self._displace(current)
         self._session.attach(current)
-        if self.delivery.is_lossy:
-            self.close(4200, LOSSY)
         return self._take_response() if self._outbox else self
 
     def stream(self, stream: StreamWriter) -> None:
@@ -154,8 +152,6 @@ class XhrSession:
         current = OpenStream(self, self._context, stream)
         self._displace(current)
         self._session.attach(current)
-        if self.delivery.is_lossy:
-            self.close(4200, LOSSY)
         if self.closing:
             self._end_stream()
 
@@ -170,6 +166,11 @@ class XhrSession:
         else:
             self.delivery.ended(self.current)
             asyncio.get_running_loop().call_soon(self.current.displace)
+        if self.delivery.is_lossy:
+            if not self.closing:
+                self._session.log_end(4200, LOSSY)
+            self._expire()
+            replace_frames(self._outbox, end_frames(4200, LOSSY))
         self.current = current
         self._seen = self._context.sweep.now
         self._beat_at = 0.0
@@ -184,7 +185,7 @@ class XhrSession:
         if self.delivery.is_lossy and not self.closing:
             self._context.node.metrics.cut_offs["gone"] += 1
             self._expire()
-            self._outbox.write(end_frames(4200, LOSSY))
+            replace_frames(self._outbox, end_frames(4200, LOSSY))
 
     def _detach(self) -> None:
         """Detaches the session, because its current request has ended."""

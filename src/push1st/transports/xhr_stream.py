@@ -247,3 +247,10 @@ def take_response(outbox: Outbox[bytes]) -> bytes:
     if size < len(kept):
         outbox.restore([kept[size:]])
     return kept[:size]
+
+
+def replace_frames(outbox: Outbox[bytes], frames: bytes) -> None:
+    """Replaces all frames of an outbox, because the client may lack earlier frames, and must get these before any other frame."""
+    outbox.detach(outbox.until)
+    outbox.clear()
+    outbox.write(frames)

@@ -435,6 +435,28 @@ async def test_repeated_stream_ends_the_session_of_a_page(page_site):
     assert again.closed
 
 
+@pytest.mark.parametrize("way", ["poll", "stream"])
+@pytest.mark.parametrize("is_over", [False, True])
+async def test_page_that_may_lack_an_event_gets_no_later_event(page_site, monkeypatch, way, is_over):
+    """The page recovers all events in order on its next connection."""
+    monkeypatch.setattr(xhr_stream, "MAX_RESPONSE", 600)  # the stream is full after the event
+    path = f"{PAGE}{POLL if way == 'poll' else STREAM}"
+    first = await ask(page_site, f"{path}&n=1")
+    wanted = {"event": "pusher:subscribe", "data": {"channel": "c", "auth": ""}}
+    assert await send(page_site, wanted, path=f"{PAGE}{SEND}?n=2") == 200
+    if way == "poll":
+        await ask(page_site, f"{path}&n=3")
+        first = await ask(page_site, f"{path}&n=4")
+    await publish(page_site, "x" * 600)
+    assert b"xxx" in first.data
+    await publish(page_site, "2")
+    if is_over:
+        session_of(page_site).disconnect(4201, "")
+    again = await ask(page_site, f"{path}&n={4 if way == 'poll' else 1}")
+    assert events(again.data.partition(b"\r\n\r\n")[2]) == ENDED
+    assert page_site.world.app.tenant.sessions == {}
+
+
 async def test_repeated_messages_end_the_session_of_a_page_and_are_not_applied(page_site):
     transport = await stream(page_site, path=f"{PAGE}{STREAM}&n=1")
     pong = {"event": "pusher:pong", "data": {}}
