@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from push1st.brokers import (
     CACHE_TTL_SECONDS,
     KEY_SECONDS,
@@ -127,6 +129,8 @@ class Memory:
         if ttl <= 0:
             self._drop_cached((app, channel))
             return None
+        if type(message) is KeptMessage:  # its position is older than that of the channel, which a new subscriber gets first
+            message = Message(*msgspec.structs.astuple(message)[: len(Message.__struct_fields__)])
         return CachedEvent(message, ttl)
 
     async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
