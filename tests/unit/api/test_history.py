@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 
 from push1st.api import history
@@ -208,17 +209,26 @@ def test_other_parameters_are_accepted(caller, query):
     assert caller.get(PATH, query)[0] == 200
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
 @pytest.mark.parametrize("channel", ["other", "C"])
-def test_channel_without_history_is_404_that_names_the_setting(caller, method, channel):
-    status, answer = caller.call(method, f"channels/{channel}/history")
+def test_channel_without_history_is_404_that_names_the_setting(caller, channel):
+    status, answer = caller.get(f"channels/{channel}/history")
     assert status == 404
     assert answer["error"].startswith(f"{channel} keeps no history: set history in ")
 
 
-@pytest.mark.parametrize("method", ["GET", "DELETE"])
-def test_app_without_history_is_404(calling, method):
-    assert calling().call(method, PATH)[0] == 404
+def test_app_without_history_is_404(calling):
+    assert calling().get(PATH)[0] == 404
+
+
+def test_history_that_was_turned_off_can_be_deleted(caller):
+    """The events of this time have no position, so the earlier positions must not be valid when the history is on again."""
+    position = publish(caller, 2)[-1]
+    on = caller.world.app.config
+    caller.world.node.configure(msgspec.structs.replace(on, history=()))
+    caller.world.publish("c", b"3")
+    assert caller.call("DELETE", PATH) == (200, {})
+    caller.world.node.configure(on)
+    assert caller.get(PATH, f"since={position}")[1]["recovered"] is False
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
