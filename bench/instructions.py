@@ -5,7 +5,7 @@
 
 The count of instructions in user mode hardly depends on other programs of the machine, so it shows differences of one percent,
 which times on a busy machine do not show. It does not include the kernel's work, and a cache miss costs nothing in it. A server
-under callgrind is about fifty times slower. So a client in this process sends each request when the last one is answered.
+under callgrind is about fifty times slower. So a client in this process sends each request when the previous request is answered.
 """
 
 import re
@@ -51,7 +51,7 @@ class Counted:
         raise CannotRun("callgrind wrote no counts")
 
     def count(self, work: Callable[[], object], times: int) -> float:
-        """Returns the instructions of one call: the median of five groups of `times` calls, without the first group."""
+        """Runs six groups of `times` calls, and returns the instructions of one call: the median of the last five groups."""
         groups = []
         for _ in range(6):
             self.dump()

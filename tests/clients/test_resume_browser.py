@@ -61,9 +61,8 @@ def test_page_in_a_browser_recovers_from_a_dead_network(
 ) -> None:
     """later: whether the network of the page is dead for some seconds; otherwise the page has another network at once."""
     channels = [channel]
-    if (
-        road == "ws"
-    ):  # over HTTP, each subscription is a request, for which the browser would use its idle connections that are dead
+    # Over HTTP, each subscription is a request. The browser would send it on an idle connection, which is dead.
+    if road == "ws":
         channels += [f"private-{channel}", f"presence-{channel}"]
     page = TabPage(browser, proxy.port, channels, road)
     publisher = Publisher([server.api_port], channels, 20)

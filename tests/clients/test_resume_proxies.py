@@ -67,7 +67,7 @@ def nginx(server: ServerProcess) -> Iterator[int]:
 
 
 def unconfirmed(port: int) -> int:
-    """Returns the bytes that the kernel keeps for the open connections of a port, because no other kernel has confirmed them."""
+    """Returns the bytes that the kernel keeps for a port, because the other side has not acknowledged them (TCP)."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return sum(int(row[4].partition(":")[0], 16) for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
 

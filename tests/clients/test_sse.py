@@ -385,7 +385,7 @@ def test_an_event_source_with_20_channels_gets_what_it_missed_on_each(server, so
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_an_event_source_that_lost_its_notification_is_notified_again(server, source, proxy, channel, count):
-    """An id must not arrive before the notifications that it stands for."""
+    """The server must not send an id before it has sent the notifications (`resumed`) of the positions in this id."""
     names = [f"small-{channel}-{number}" for number in range(count)]
     stream = source(proxy.port, "/".join(names), "position")
     stream.next("position")

@@ -100,7 +100,7 @@ def rejected(server: ServerProcess) -> float:
     indirect=["broker"],
 )
 def test_pages_of_one_address_use_bounded_memory(broker: Valkey | None, count: int, pages: int, width: int) -> None:
-    """Only a tenth of the pages of the app are stored for one address; the other names leave nothing behind.
+    """For one address, the broker stores only a tenth of the app's pages; the broker stores nothing for the other names.
 
     width: the bytes of the channels of each page. Without the bound, the second half of the pages needs 6 MB of the server's
     memory if the pages are wide, and 50 MB if they are many; 1000 narrow pages need 0.4 MB of Valkey's memory.
@@ -122,7 +122,7 @@ def test_pages_of_one_address_use_bounded_memory(broker: Valkey | None, count: i
         assert last[1] - full[1] < MEGABYTE // 4
 
 
-def test_page_above_the_bound_is_answered_unknown_at_each_return(broker: Valkey | None, channel: str) -> None:
+def test_page_above_the_bound_is_never_recovered(broker: Valkey | None, channel: str) -> None:
     with running(configured(broker), kept(resume={"pages": 1})) as server, blackhole(server.ws_port) as proxy:
         visit(server, [next(page_names())], [channel])
         with PageClient(proxy.port, [channel]) as further:

@@ -688,8 +688,8 @@ async def _opened_on(url: str) -> AsyncIterator[Kept]:
 
 
 @pytest.mark.parametrize("name", ["redis", "redis-cluster"])
-async def test_one_call_heals_no_further_channel_after_some_bytes(name):
-    """Ten thousand channels with a few megabytes each would be one reply."""
+async def test_heal_reply_is_bounded_in_bytes(name):
+    """Without the bound, the messages of ten thousand channels, with a few megabytes each, would be one reply."""
     async with opened(IMPLEMENTATIONS[name]) as kept:
         published = await kept.publish(b'"%b"' % (b"x" * 1000))
         shard = kept.broker._broker._shard(A, "c")
@@ -739,7 +739,9 @@ async def test_node_uses_the_generation_that_another_node_has_stored(name):
 
 @pytest.mark.parametrize("name", ["redis", "redis-cluster"])
 async def test_generation_of_another_run_is_replaced(name):
-    """Files or a replica kept the key. If it stayed, each node would use a generation of its own."""
+    """A restarted server may load `BASE:gen` of an earlier run from a file or a replica. If no node replaced this key, each node
+    would use a generation of its own.
+    """
     async with opened(IMPLEMENTATIONS[name]) as kept:
         before = await kept.publish()
         for shard in shards_of(kept):

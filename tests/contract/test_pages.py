@@ -219,7 +219,7 @@ async def write_pages(port: Pages, names: range, pages: int, positions: dict[str
 async def test_pages_of_one_address_use_a_bounded_number_of_bytes(
     count: int, pages: int, positions: dict[str, Position | None], most_bytes: int
 ) -> None:
-    """A client may make as many names as it likes."""
+    """A client can invent any number of page names, and the broker must store only a bounded number of bytes."""
     port = MemoryPages(lambda: NOW)
     tracemalloc.start()
     try:

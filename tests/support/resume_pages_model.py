@@ -94,8 +94,8 @@ class Connection:
             client.acknowledged = {channel: [] for channel in CHANNELS}
         self.frames: deque[list[Any]] = deque()
         self.closed_at: float | None = None
-        self.has_aged = False
-        """whether the positions that the connection inherited may have aged"""
+        self.has_expired = False
+        """whether the positions that the connection inherited may have expired"""
         self.page = world.node.pages.connection(client.name, "192.0.2.1")
         self.session = Session(world.node, world.app, self, LINES, self.write, "192.0.2.1", resumption=self.page)
         self.page.begin(self.session)
@@ -126,7 +126,7 @@ class Connection:
         self.answered.add(channel)
         if self.client is not None:
             if reason is None and not was_answered and self.machine.world.clock.seconds > self.opened + LATE_SECONDS:
-                self.machine.faults.append(f"{self.name} on {channel} recovers from a position that has aged")
+                self.machine.faults.append(f"{self.name} on {channel} recovers from a position that has expired")
             must = self.machine.must_recover(self.client, self, channel)
             if reason is not None and must:
                 self.machine.faults.append(f"{self.client.name} on {channel}: {reason}, though {must}")
@@ -327,15 +327,17 @@ class PageMachine(RuleBasedStateMachine):
         self.model.expire()
         self.loop.step(self.world.node.tick())
         for connection in self.vanished:
-            if not connection.has_aged and self.world.clock.seconds > connection.opened + RETURN_SECONDS:
-                self._age(connection)
+            if not connection.has_expired and self.world.clock.seconds > connection.opened + RETURN_SECONDS:
+                self._expire(connection)
         for connection in [one for one in self.vanished if one.is_over]:
             self.vanished.remove(connection)
             self._run(connection.page.finish)
 
-    def _age(self, connection: Connection) -> None:
-        """Stores that inherited positions age, also if the client has vanished: the server has not noticed this."""
-        connection.has_aged = True
+    def _expire(self, connection: Connection) -> None:
+        """Drops inherited positions that have expired, even if the client has vanished and the server still considers the
+        connection open.
+        """
+        connection.has_expired = True
         (page,) = [one for one in self.pages if one.name == connection.name]
         if page.connection is None:
             for channel in page.acknowledged.keys() - connection.answered:

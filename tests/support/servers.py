@@ -121,7 +121,7 @@ def key_by_key(cluster: Cluster, slot: int, source: Valkey, target: Valkey) -> N
 def at_once(cluster: Cluster, slot: int, source: Valkey, target: Valkey) -> None:
     """Moves a slot in one step, like Valkey since version 9."""
     if b"migrateslots" not in source.ask("CLUSTER", "HELP").lower():
-        pytest.skip("this server moves slots key by key: Valkey does at once from 9 on")
+        pytest.skip("this server moves slots key by key; Valkey 9 and later move a slot in one step")
     answer = source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", str(slot), str(slot), "NODE", cluster.id(target))
     assert answer == b"+OK\r\n", answer
     wait(lambda: cluster.holders(slot) == [target])

@@ -137,10 +137,10 @@ async def _publish_slowly(
     reach: tuple[str, Options] | None,
     key: str,
 ) -> Response:
-    """Completes a publish request that waits for the broker, has a key, or whose answer contains attributes of channels.
+    """Completes a publish request that waits for the broker, has an idempotency key, or requests attributes of channels.
 
     counts: the number of receivers on each channel whose publish is complete.
-    waiting: the other publishes; all publishes if the answer needs their results.
+    waiting: the publishes that are not complete; all publishes if the request has an idempotency key or requests attributes.
     reach: the arguments `exclude` and `options` of `Controller.reach`, if the answer needs the exact number of receivers.
     """
     narrowed = reach is not None and not all(isinstance(one, Published) for one in waiting.values())

@@ -31,8 +31,8 @@ def key_of(field: str | None, header: bytes | None) -> str:
         if field is not None and field != key:
             raise Refused(400, "idempotency_key and the header Idempotency-Key differ")
     if not _KEY.match(key):
-        shown = repr(key) if len(key) <= MAX_KEY else f"with {len(key)} characters"
-        raise Refused(400, f"{name} {shown} is not 1 to {MAX_KEY} visible ASCII characters")
+        shown = f"is {key!r}" if len(key) <= MAX_KEY else f"has {len(key)} characters"
+        raise Refused(400, f"{name} {shown}: a key has 1 to {MAX_KEY} visible ASCII characters")
     return key
 
 

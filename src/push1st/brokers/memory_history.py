@@ -1,7 +1,7 @@
 """The history of all channels in the memory of one worker, within bounds.
 
 A *counter* is the epoch and the last offset of a channel. A channel has a counter from its first subscription or message on. The
-counter outlives the messages, so that a client with a position of the channel can find out that it missed nothing, or something.
+counter outlives the messages, so that the server can decide whether a client with a position of the channel missed messages.
 """
 
 from collections import OrderedDict, deque
@@ -28,12 +28,14 @@ from push1st.positions import Position, word
 Key = tuple[str, str]
 """the pair of an app's id and a channel's name"""
 SWEPT = 1000
-"""the number of channels that one call of `tick` checks; more only if a round would have more than `ROUND_CALLS` calls"""
+"""the number of channels that one call of `tick` checks; more if a round would otherwise need more than `ROUND_CALLS`
+calls"""
 ROUND_CALLS = 30
 """the maximum number of calls of `tick`, one a second, for a round over all channels. A round renews the counters of channels
 with subscribers, so it must be shorter than `IDLE_COUNTER_SECONDS`."""
 OBJECT_BYTES = 450
-"""the memory of a kept message without its data; measured with 8,000 messages of 10 bytes, with short names"""
+"""the bytes of memory that a kept message needs in addition to its data; measured with 8,000 messages of 10 bytes, with short
+names of apps, channels and events"""
 SECOND = 1_000_000_000
 
 
@@ -94,7 +96,7 @@ class MemoryHistory:
         self.is_subscribed: Callable[[str, str], bool] = lambda *_: False
         """whether a channel of an app has subscribers, whose position must stay valid; the broker sets this function"""
         self.on_tick: Callable[[int], None] = lambda _: None
-        """drops other expired data of the broker, which sets this function; called with the time by each `tick`"""
+        """A function that the broker sets. Each `tick` calls it with the time; it drops the broker's other expired data."""
 
     def __len__(self) -> int:
         """The number of channels with messages."""
@@ -153,7 +155,7 @@ class MemoryHistory:
         return history
 
     def _renew(self, key: Key, history: ChannelHistory, now: int) -> bool:
-        """Keeps the counter of a channel without messages for longer if the channel has subscribers; returns whether it has."""
+        """If a channel without messages has subscribers, keeps its counter for longer. Returns whether it has subscribers."""
         if not self.is_subscribed(*key):
             return False
         history.until = max(history.until, now + history.idle_seconds * SECOND)
@@ -187,7 +189,7 @@ class MemoryHistory:
         messages, epoch, last = history.messages, history.epoch, history.last
         first = last + 1 - len(messages)
         _, after = start_of(request, epoch, first, last)
-        # Only the messages that the subscriber may get, because the subscriber's session encodes all messages of the run.
+        # The run contains only the messages that the subscriber may get, because its session encodes all messages of the run.
         run = KeptRun(tuple(islice(messages, after + 1 - first, None))) if after < last else NO_MESSAGES
         return replay(request, epoch, last, run, now, first)
 

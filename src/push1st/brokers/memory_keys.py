@@ -8,9 +8,9 @@ import msgspec
 from push1st.messages import Message, Published
 
 MAX_KEYS = 100_000
-"""the maximum number of results of an app; above this number, the oldest results are dropped"""
+"""the maximum number of stored results for each app; above this number, the oldest results are dropped"""
 MAX_EXPIRED = 1000
-"""the maximum number of results of an app that one call of `tick` drops"""
+"""the maximum number of expired results that one call of `tick` drops, for each app"""
 
 
 class KeyedResults:

@@ -8,7 +8,8 @@ from push1st.brokers.pages import FORGOTTEN_SECONDS, PageBounds, PageRecord, dec
 MAX_FORGOTTEN = 16
 """the maximum number of connections of a page that cannot store a record again, because their records were deleted"""
 MAX_BYTES = 256 << 20
-"""the maximum number of bytes of all pages; above this number, the broker stores no further page"""
+"""the maximum number of bytes of all pages; above this number, the broker stores no new page, and no record that is larger than
+the earlier record of its connection"""
 PAGE_BYTES = 1024
 """the number of bytes that are added to the size of a page's records, for its other data"""
 SECOND = 1_000_000_000
@@ -19,8 +20,9 @@ class StoredPage:
 
     address: the address or network of the client that made the page.
     socket_id, record: one connection of the page, and its encoded record; "" and b"" if all records were deleted.
-    others: for each other connection, the encoded record; None without them, to save memory.
-    forgotten: the connections whose records were deleted, with the times until which they store no record; None without them.
+    others: for each other connection, the encoded record; None if the page has at most one record, to save memory.
+    forgotten: for each connection whose record was deleted, the time until which the connection cannot store a record again; None
+    if there are no such connections.
     until: when the page expires, in nanoseconds on the wall clock.
     """
 
@@ -62,7 +64,7 @@ class MemoryPages:
     def __init__(self, wall: Callable[[], int]) -> None:
         self._wall = wall
         self._apps: dict[str, OrderedDict[str, StoredPage]] = {}
-        """app → page name → page; the pages that were written first, first"""
+        """app → page name → page, in the order of the latest writes of the pages, oldest first"""
         self._addresses: Counter[tuple[str, str]] = Counter()
         """the number of pages for each pair of an app and an address"""
         self.bytes = 0
@@ -94,7 +96,7 @@ class MemoryPages:
             if stored.is_forgotten(socket_id, now) or (record.is_closed and socket_id not in records):
                 return False
             growth = len(data) - len(records.get(socket_id, b""))
-            if growth > 0 and self.bytes + growth > MAX_BYTES:  # the positions in the earlier records cause only repeats
+            if growth > 0 and self.bytes + growth > MAX_BYTES:  # the earlier records stay, and their positions cause only repeats
                 return False
             self.bytes += growth
         records[socket_id] = data

@@ -22,9 +22,9 @@ MAX_CHANNELS_BYTES = MAX_PAGE_BYTES - 1024
 CHANNEL_BYTES = 32
 """the maximum number of bytes of a channel in a record, without the channel's name"""
 FORGOTTEN_SECONDS = 60
-"""the seconds for which a connection whose record was deleted cannot store a record again"""
+"""the seconds after the deletion of a connection's record in which the connection cannot store a record again"""
 ADDRESS_PART = 10
-"""one address may have one of `ADDRESS_PART` parts of the pages of an app"""
+"""one address may have at most 1 / `ADDRESS_PART` of an app's maximum number of pages"""
 
 
 class PageRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -74,7 +74,8 @@ encode_record = msgspec.msgpack.Encoder().encode
 def bounded(positions: dict[str, Position | None]) -> dict[str, Position | None]:
     """Returns the first channels with their positions, as many as a record may contain."""
     count = len(positions)
-    # A character has at most 4 bytes. So this test, which is fast, finds most records that contain all channels.
+    # A character has at most 4 bytes in UTF-8. So this fast test accepts most records that are within the bounds; they keep all
+    # their channels.
     if count <= MAX_CHANNELS and 4 * sum(map(len, positions)) + CHANNEL_BYTES * count <= MAX_CHANNELS_BYTES:
         return positions
     found: dict[str, Position | None] = {}

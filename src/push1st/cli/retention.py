@@ -39,7 +39,7 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
     for number, section in enumerate(app.history, 1):
         here = f"{app.id}: history section {number} ({_channels(section)})"
         if covering := _covering(section, app.history[: number - 1]):
-            yield f"{here}: the section never applies, because all its channels belong to an earlier section: {covering}"
+            yield f"{here}: the section never applies, because each of its channels belongs to {covering}"
             continue
         window = app.resume.seconds
         if section.ttl < window:
@@ -48,8 +48,10 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
                 "a page that returns later than the ttl often cannot recover such a channel"
             )
         largest = section.size * (app.limits.payload + MESSAGE_BYTES)
-        is_own = section.size > HistorySection().size or app.limits.payload > Limits().payload or outbox < ServerConfig().outbox
-        if is_own and largest > outbox // 4:  # with the defaults, few events are so large
+        is_changed = (
+            section.size > HistorySection().size or app.limits.payload > Limits().payload or outbox < ServerConfig().outbox
+        )
+        if is_changed and largest > outbox // 4:  # with the defaults, few events are so large
             yield (
                 f"{here}: {section.size} events of the size limits.payload have {readable(largest)}: the server rejects a replay "
                 f"above {readable(outbox // 4)}, a quarter of server.outbox, with the reason too-large"
@@ -57,15 +59,15 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
 
 
 def _covering(section: HistorySection, earlier: Sequence[HistorySection]) -> str:
-    """Returns the numbers of the earlier sections that apply to all channels of a section; "" if there are other channels.
+    """Returns the earlier sections that apply to all channels of a section, as text; "" if they do not apply to all its channels.
 
-    A filter matches the text of another filter, with a `*` at the end of a prefix, only if it matches all names that the other
-    filter matches.
+    To compare two sections, the function passes the text of each filter of the later section (a prefix gets a `*`) to the matcher
+    of the earlier section. If this text matches, the earlier section matches every name that the later filter matches.
     """
     fits = [matcher(one.filter) for one in earlier]
     texts = [filter if "*" in filter else filter + "*" for filter in section.filter or ("",)]
     found = [next((number for number, fit in enumerate(fits, 1) if fit(text)), 0) for text in texts]
-    return ", ".join(map(str, sorted(set(found)))) if all(found) else ""
+    return " or ".join(f"section {number}" for number in sorted(set(found))) if all(found) else ""
 
 
 def readable(size: int) -> str:

@@ -149,7 +149,7 @@ def _receive(
             if not unconfirmed:
                 ready()
         elif isinstance(code, int) and 4000 <= code < 4300:
-            continue  # the server now sends a close frame with the same reason
+            continue  # the server sends a close frame next, with the reason that this error event contains
         elif event in ("pusher:error", "pusher:subscription_error"):
             raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
         elif event == "pusher:ping":

@@ -26,8 +26,8 @@ class Hold:
     """The frames held for a client, each with its message's position in the history of the channel, or None.
 
     `until`: the end of the hold, in seconds on `Clock.monotonic`.
-    `drops`: whether frames with positions are dropped above a bound. A client that resumes receives their messages from the
-    history, or a notice that it has missed messages.
+    `drops`: whether frames with positions are dropped when a bound is exceeded. A client that resumes receives the dropped
+    messages from the history, or a notification that it has missed messages.
     """
 
     __slots__ = ("channel", "drops", "frames", "size", "until")

@@ -1,4 +1,4 @@
-"""The state of one connection of a page: what the page has certainly received, and from where it resumes. Pure.
+"""The state of one connection of a page: the positions that the page has acknowledged, and from which it resumes. Pure.
 
 A *page* is one instance of a client, such as one `new Pusher(…)`. Its URL contains a random name, which stays the same when the
 client reconnects. Each connection of a page has a record in the broker (`brokers/pages.py`). The rules:
@@ -13,7 +13,7 @@ client reconnects. Each connection of a page has a record in the broker (`broker
   that was not resumed has no position until then: if the notification of this failure is lost with the connection, the next
   connection must send this notification again.
 - An inherited position counts for `INHERITED_SECONDS`. A client that subscribes to the channel later gets `unknown`.
-- If two live connections have the same page name, the name is *shared*. Then no position of the page is of use.
+- If two live connections have the same page name, the name is *shared*. Then the server uses no position of the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,8 @@ INHERITED_SECONDS = 30
 MAX_SOCKETS = 8
 """the maximum number of earlier connections whose own messages are not replayed"""
 MAX_PINGS = 64
-"""the maximum number of unanswered pings; then the client does not answer pings, and cannot acknowledge anything"""
+"""the maximum number of unanswered pings. Above this number, the server assumes that the client answers no pings, so the client
+can acknowledge nothing."""
 
 
 _NONE: dict[str, Position | None] = {}
@@ -47,7 +48,7 @@ class Positioned(Protocol):
 
 
 class Inherited(msgspec.Struct, frozen=True, gc=False):
-    """The data that a new connection takes over from the records of the page's earlier connections.
+    """The data that a new connection inherits from the records of the page's earlier connections.
 
     positions: the position from which each channel is resumed; None if the records have positions of two epochs.
     exact: the channels of which the page has certainly received no message after the position.
@@ -75,7 +76,11 @@ def inherit(records: Mapping[str, PageRecord]) -> Inherited:
     sockets: dict[str, None] = {}
 
     def age(item: tuple[str, PageRecord]) -> tuple[int, int]:
-        """The later records name this connection. The time alone does not suffice: an old connection may end late."""
+        """Returns a sort key: the oldest record is first.
+
+        A record contains the ids of the earlier connections, so a connection that many records name is old. `written` alone is
+        not sufficient, because an old connection may write its last record late.
+        """
         return -sum(item[0] in other.sockets for other in records.values()), item[1].written
 
     for socket_id, record in sorted(records.items(), key=age):
@@ -129,7 +134,7 @@ class SentPing:
 class PageState:
     """See the module.
 
-    inherited: what this connection takes over from earlier connections.
+    inherited: the data of the earlier connections.
     now: the time at which the records of the earlier connections were read, in seconds. All times are on the same clock.
     """
 
@@ -156,7 +161,7 @@ class PageState:
         return None if self.is_shared else self._inherited.get(channel)
 
     def reason(self, channel: str, reason: Reason | None, now: float) -> Reason | None:
-        """Returns why a channel cannot be resumed. `reason`: the answer of the broker for the position `since`."""
+        """Returns why a channel cannot be resumed; None if it can. `reason`: the broker's answer for the position `since`."""
         self.expire(now)
         if self.is_shared:
             return "shared"
@@ -165,7 +170,7 @@ class PageState:
         return reason
 
     def subscribed(self, channel: str, since: Position | None) -> bool:
-        """Stores that the client is subscribed. Returns whether the replay may contain messages that the page has received.
+        """Stores that the client is subscribed. Returns whether the replay may repeat messages that the page has received.
 
         since: the position from which the channel was resumed; None if the channel was not resumed.
         """

@@ -17,21 +17,24 @@ from zlib import crc32
 from push1st.core.fanout import Fanout, Timer
 
 SLOTS = 20
+"""the number of slots of a second"""
 MAX_CHECKS = 50
 """the maximum number of checks in one turn of the event loop"""
 HOLD_SECONDS = 1
 """the maximum seconds for which checks that are due wait until no frame is pending"""
 NEVER = inf
 PHASES = 1024
-"""the number of different phases (`next_phase`)"""
+"""the number of different phases of pages (`next_phase`)"""
 
 
 def next_phase(page: str, interval: float, now: float) -> float:
-    """Returns the next of the times that follow each other at an interval, in seconds.
+    """Returns the time of the page's next periodic check after `now`, in seconds.
 
-    Each page has its own phase. So pages that have reconnected at the same time are not checked at the same time.
+    The checks of a page have a phase that depends on its name. So pages that have reconnected at the same time are not checked at
+    the same time.
 
     page: the name of the page.
+    interval: the seconds between two checks.
     """
     phase = crc32(page.encode()) % PHASES * interval / PHASES
     return now + interval - (now - phase) % interval
@@ -42,7 +45,7 @@ class Checked(Protocol):
     """the time of the next call of `check`, in slots; 0 if no call is scheduled; only the schedule sets this time"""
 
     def check(self) -> None:
-        """Does what is due at the present time."""
+        """Makes all checks of the connection that are due now."""
 
 
 class PageSchedule:
@@ -88,7 +91,10 @@ class PageSchedule:
         page.due_at = 0
 
     def tick(self) -> None:
-        """Makes the checks that are due, now and in the slots until the next call. Called once a second."""
+        """Makes the checks that are due now, and starts a timer for the checks of the slots before the next call.
+
+        Called once a second.
+        """
         self._left = SLOTS
         self._begin_slot()
 
@@ -110,7 +116,7 @@ class PageSchedule:
         self._begin_slot()
 
     def _check(self) -> None:
-        """Makes some checks now if no frame is pending, or if the checks have waited for a long time."""
+        """Makes up to `MAX_CHECKS` checks, unless frames are pending and the checks have waited less than `HOLD_SECONDS`."""
         self._continues = False
         due = self._due
         if due and self._fanout.has_lanes and self._monotonic() - self._waits_since < HOLD_SECONDS:

@@ -1,4 +1,4 @@
-"""Writes the records of pages to the broker: at most one write of a connection at a time, and one write a turn.
+"""Writes the records of pages to the broker. A connection has at most one write at a time, and at most one in each turn.
 
 All changes of a turn are in one record. If the broker is away, the record is written again after `RETRY_SECONDS`.
 """

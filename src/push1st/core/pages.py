@@ -1,13 +1,13 @@
 """The connections of pages on this worker, and the effects of the rules in `page.py`.
 
 A connection reads the records of the page before its first subscription. If an earlier connection has not ended, the new
-connection waits until the client of this connection answers, at most `PONG_SECONDS` (`page_probes.py`):
+connection waits until the client of the earlier connection answers, at most `PONG_SECONDS` (`page_probes.py`):
 
 - If the client answers, now or later, the name of the page is shared.
 - Two connections that begin at the same time do not find each other in the records. So a connection reads the records again
-  after its first write.
-- If the client does not answer within `ZOMBIE_SECONDS`, its worker closes the earlier connection, and the new connection deletes
-  the earlier record. The worker of the earlier connection may be gone.
+  after its first write. If it finds another connection, it first sends a ping to its own client, which may be gone.
+- If the client does not answer within `ZOMBIE_SECONDS`, its worker closes the earlier connection. The new connection deletes the
+  earlier record itself, because the worker of the earlier connection may be gone.
 
 A connection writes its own record (`page_writer.py`) when a subscription succeeded, an acknowledgement moved a position, or the
 client left a channel. It writes its record again a third of `resume.seconds` after the latest write. A connection that never
@@ -40,7 +40,7 @@ from push1st.positions import Position
 ZOMBIE_SECONDS = 10
 """the seconds in which the client of an earlier connection must answer a ping; then its worker closes the connection"""
 FIRST_SECONDS = 0.8
-"""the seconds from a subscription without a position to the request of its acknowledgement"""
+"""the seconds between a subscription that was not resumed and the server's request for an acknowledgement"""
 REPLACED = "a newer connection of this page has replaced this connection"
 
 
@@ -97,7 +97,8 @@ class PageConnection:
         """the number of unanswered pings that were sent before the records of the page are read"""
         self._search: TwinSearch | None = None
         self._own_ping: tuple[SentPing, asyncio.Future[bool]] | None = None
-        """the ping that shows whether the client is still there, and whether the client has answered; None without such a ping"""
+        """A ping to the connection's own client, and a future: true if the client answers, false if the connection ends first.
+        None without such a ping."""
         self.due_at = 0
         self._acknowledge_at = NEVER
         self._probed_until = NEVER
@@ -164,8 +165,8 @@ class PageConnection:
     async def _seek_again(self) -> None:
         """Searches for connections that wrote their first records after this connection had read the records.
 
-        If there are any, this connection first pings its own client. The client may be gone, and may have begun the other
-        connection; then only the other connection is alive.
+        If there are any, this connection first sends a ping to its own client. The client may have lost this connection, and
+        begun the other connection; then only the other connection is alive.
         """
         assert self._state is not None
         try:
@@ -193,7 +194,7 @@ class PageConnection:
             self._schedule()
 
     async def _unknown_records(self) -> dict[str, PageRecord]:
-        """Returns the records of other connections that have not ended, and are not known. Raises Refused(503)."""
+        """Returns the records of live connections that this connection does not know yet. Raises Refused(503)."""
         records = await self._registry.port.recall(self.client.app.config.id, self.name)
         known = {self.client.id, *self._zombies}
         return {one: record for one, record in records.items() if not record.is_closed and one not in known}
@@ -291,7 +292,7 @@ class PageConnection:
     # Times
 
     def check(self) -> None:
-        """Does what is due at the present time (`page_schedule.Checked`)."""
+        """Makes all checks that are due now (`page_schedule.Checked`)."""
         state, now, writer = self._state, self._now, self._writer
         if state is None or self._is_over:
             return
@@ -307,7 +308,7 @@ class PageConnection:
             writer.changed()
         if now >= self._acknowledge_at and not state.is_shared:
             if state.is_waiting and None in state.positions.values():
-                self._acknowledge_at = now + FIRST_SECONDS  # a subscription without a position waits no longer than necessary
+                self._acknowledge_at = now + FIRST_SECONDS  # so that a subscription without a position soon has one
             else:
                 self._acknowledge_at = next_phase(self.name, self.client.app.config.resume.acknowledge, now)
             moved = None if state.is_waiting or state.is_mute else state.moved(self.client.app.tenant.channels)
@@ -318,7 +319,7 @@ class PageConnection:
         self._schedule()
 
     async def _forget(self) -> None:
-        """Deletes the records of zombies, unless the client of one of them has answered, and the answer was lost."""
+        """Deletes the records of zombies, unless a record shows that a client has answered; the result may have been lost."""
         port, app = self._registry.port, self.client.app.config.id
         try:
             records = await port.recall(app, self.name)
@@ -412,7 +413,7 @@ class PageConnection:
 
 
 def _answer(future: "asyncio.Future[bool]", is_there: bool) -> None:
-    """Stores whether the own client has answered, unless the search that waits for the answer was cancelled at shutdown."""
+    """Stores whether the connection's own client has answered, unless the task that waits for the answer was cancelled."""
     if not future.done():
         future.set_result(is_there)
 
@@ -430,7 +431,7 @@ class PageRegistry:
         self.metrics = metrics
         self.port: Pages
         self._pages: dict[str, PageConnection] = {}
-        """the connections whose last record is not written, by socket id"""
+        """socket id → connection; a connection is removed when its last record is written"""
         self.probes = PageProbes(controller, new_id, self._pages.get)
         self.schedule = PageSchedule(fanout, clock.monotonic)
 

@@ -36,13 +36,15 @@ class Resumption(Protocol):
     def excluded(self) -> Container[str]: ...
 
     async def prepare(self) -> None:
-        """Finds out what the client may resume, before it subscribes to a channel with history. Raises Refused(503)."""
+        """Reads the positions that the server has stored for the client. Called before each subscription to a channel with a
+        history. Raises Refused(503).
+        """
 
     def since(self, command: Subscribe) -> Position | None:
         """Returns the position after which the client needs the messages of a channel; None if no position is known."""
 
     def reason(self, channel: str, reason: Reason | None) -> Reason | None:
-        """Returns the final reason; `reason` is the reason of the broker."""
+        """Returns why the channel cannot be resumed; None if it can. `reason`: the broker's answer."""
 
     def subscribed(self, channel: str, request: ReplayRequest | None, reason: Reason | None) -> bool:
         """Stores that the client is subscribed, and has received the replay if `reason` is None.

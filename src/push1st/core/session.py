@@ -392,7 +392,7 @@ class Session:
     def _refuse_subscription(self, channel: str, refused: Refused) -> None:
         if self.closed:
             return
-        if self.push is None and not self._may_be_refused():  # a client that names its channels in its path sends no others
+        if self.push is None and not self._may_be_refused():  # raw clients and streams subscribe once, so they cannot flood
             self.refuse(refused)
             return
         kind = "LimitReached" if isinstance(refused, LimitReached) else _KINDS.get(refused.code, "Forbidden")

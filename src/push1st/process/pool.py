@@ -46,8 +46,9 @@ START_SECONDS = 60
 PROBE_SECONDS = 3
 """the time between two probes of a worker"""
 MAX_PROBES = 4
-"""The number of probes in a row without a reply after which the pool kills a worker: within 15 seconds after the worker's newest
-reply, `PROBE_SECONDS` × (`MAX_PROBES` + 1). Shortly before the kill, other nodes evict the worker's node (`brokers/redis`)."""
+"""The pool kills a worker that replies to none of this many successive probes. So the pool kills the worker at most
+`PROBE_SECONDS` × (`MAX_PROBES` + 1) = 15 seconds after its newest reply. Shortly before the kill, other nodes evict the worker's
+node (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that ended during its start"""
 END_SECONDS = 15

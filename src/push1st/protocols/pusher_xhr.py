@@ -20,7 +20,7 @@ MAX_RESPONSE = 262_144
 """the maximum length of a response in UTF-16 characters; pusher-js ends a response after the frame that exceeds this length"""
 
 MAX_OLDER = 1024
-"""the greatest difference between the number of a late request and the highest number so far"""
+"""a request counts as repeated if its number is at least `MAX_OLDER` lower than the highest number so far"""
 
 _NUMBER = re.compile("(?:^|&)n=([0-9]{1,15})(?:&|$)")
 _messages = msgspec.json.Decoder(list[str])
@@ -53,11 +53,11 @@ class PusherXhr:
 
 
 class RequestNumbers:
-    """The numbers of a client's requests, from which a repeated request is recognized.
+    """The numbers of a client's requests, with which the server finds a repeated request.
 
     pusher-js counts its requests, and puts the number into the parameter `n` of the query. If the connection of a request ends
-    before the response, a browser or a proxy may repeat the request without the knowledge of pusher-js, with the same number.
-    Requests on several connections may arrive in another order, so the class uses a window, like RFC 4303 §3.4.3.
+    before the response, a browser or a proxy may repeat the request with the same number, without notifying pusher-js. Requests
+    on several connections may arrive in another order, so the class stores a window of numbers, like RFC 4303 §3.4.3.
     """
 
     __slots__ = ("_highest", "_seen")

@@ -17,10 +17,11 @@ from push1st.positions import Position
 TYPE = b"text/event-stream; charset=utf-8"
 HEARTBEAT = b":\n\n"
 ENVELOPED = frozenset(("", "error", "open", "position", "resumed"))
-"""names that no block has as its type: `EventSource` itself uses the first three, and the server uses the others"""
+"""the names of events that no block has as its type; `EventSource` or the server uses these types. Such an event is sent in an
+envelope."""
 
 _LINE_ENDS = bytes.maketrans(b"\r\n", b"  ")
-"""replaces line ends, which are only white space in JSON text; else the data of a message could contain a line of its own"""
+"""replaces line ends by spaces, which JSON text permits; otherwise, the data of a message could add lines to the block"""
 
 
 class SseWire:
@@ -28,7 +29,8 @@ class SseWire:
 
     name: the name of the wire.
     has_ids: whether a block has the position of its channel as its id.
-    is_named: whether the name of an event is the type of its block, and the data are those of the event only.
+    is_named: whether a block has the event's name as its type, and only the event's data as its data. Otherwise, the data is an
+    envelope, which is a JSON object with the event's name, channel, data and position.
     """
 
     __slots__ = ("_has_ids", "_is_named", "name")
@@ -58,7 +60,7 @@ class SseWire:
         return b"%bdata: %b\n\n" % (id, envelope.translate(_LINE_ENDS))
 
     def resumed(self, reply: Resumed) -> bytes:
-        """Returns the block with which a channel begins. The block has no id: the position of the reply may be ahead of it."""
+        """Returns the first block of a channel. It has no id, because the messages up to the reply's position may follow it."""
         return self._resumed(reply.channel, resumed_data(reply))
 
     def _resumed(self, channel: str, data: bytes) -> bytes:
@@ -89,7 +91,8 @@ def retry_block(milliseconds: int) -> bytes:
 def position_block(positions: str) -> bytes:
     """Returns a block that sets the id of the stream. `positions`: a position, or a list of positions.
 
-    The block has a type for which no page listens, and data: some clients ignore a block that has only an id.
+    The block has a type of its own, so that handlers of messages do not receive it. It also has data, because some clients ignore
+    a block that has only an id.
     """
     text = positions.encode()
     return b"event: position\nid: %b\ndata: %b\n\n" % (text, text)

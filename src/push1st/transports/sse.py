@@ -1,8 +1,8 @@
 """Event streams: clients of server-sent events, which send `GET /sse/app/KEY/CHANNEL/…` and get a response that does not end.
 
 The path, the token and the query are those of raw WebSocket clients (`path_request`). `EventStreams` checks the request, and an
-`EventStream` takes over the socket. The stream begins its response only when a channel has been joined, or when the server has
-rejected the client: until then, the response may still get another status.
+`EventStream` takes over the socket. The stream begins its response only when the client has joined a channel, or when the server
+has rejected the client. Until then, the server can still choose the status of the response.
 
 `EventSource` of browsers reconnects after each end of a response, but never after another status than 200. So a client that
 cannot succeed later gets 401, 403 or 404. A client that can succeed later gets an empty stream with the time of its next attempt.
@@ -46,13 +46,13 @@ MAX_CHANNELS = 100
 HEARTBEAT_SECONDS = 15
 """the seconds between two heartbeats; many proxies close a connection that is silent for 30 or 60 seconds"""
 CLOSE_SECONDS = 5
-"""the seconds that a client has to read the last bytes of a stream that the server ended"""
+"""the seconds in which a client must read the last bytes of a stream that the server ended"""
 MAX_INPUT = 65_536
 """the maximum number of bytes that a client may send on a stream; the server discards them"""
 RETRY_MILLISECONDS = 1000
 """the minimum time after which a client reconnects; a random time of up to twice as much is added"""
 LONG_RETRY_MILLISECONDS = 5000
-"""the same for a client that the server or the app has no room for, or whose broker is away"""
+"""the minimum time for a client that exceeds a bound of the server or the app, or if the broker is away"""
 NO_TYPES: frozenset[str] = frozenset()
 """the types of channels to which a client of an event stream may publish"""
 STATUSES: Mapping[int, int] = MappingProxyType({1008: 401, 1011: 500, 4001: 404, 4003: 403, 4009: 403})
@@ -71,7 +71,7 @@ _HEADERS = (
 
 
 class StreamRequest(msgspec.Struct, frozen=True, gc=False):
-    """The request of a client that may have a stream.
+    """A request for a stream, after its checks.
 
     commands: the subscriptions to all channels, the permitted channels first.
     headers: the headers of the response that depend on the app and the client.
@@ -163,7 +163,7 @@ class EventStreams:
         return Response(200, retry_block(self.retry(code == 4100 and not self._context.node.draining)), TYPE, headers + _HEADERS)
 
     def retry(self, is_long: bool = False) -> int:
-        """Returns a random time in milliseconds after which a client reconnects, so that not all clients come at once."""
+        """Returns a random time in milliseconds after which a client reconnects, so that not all reconnect at the same time."""
         least = LONG_RETRY_MILLISECONDS if is_long else RETRY_MILLISECONDS
         return least + int(self._context.node.new_id().rpartition(".")[2]) % (2 * least + 1)
 
@@ -189,7 +189,8 @@ def cross_origin(origins: tuple[str, ...], origin: str | None) -> bytes:
 class EventStream(Takeover):
     """One stream, from its request to its end. Owns the socket, and sends the replies of the session (`app.Outlet`).
 
-    _since: the client's own positions of the channels that are not joined yet; None if no more channel will be joined.
+    _since: the positions that the client has sent, for the channels that are not joined yet; None if all channels are joined or
+    rejected.
     _is_open: whether the head of the response is written.
     _refused: the blocks of rejected channels that follow the head.
     _sent: a hash of the last block with positions.
@@ -322,7 +323,7 @@ class EventStream(Takeover):
         return head + retry_block(self._streams.retry()) + refused
 
     def _joined(self, channel: str) -> Position | None:
-        """Notes that a channel is joined or refused; returns the client's own position of the channel."""
+        """Stores that a channel is joined or rejected; returns the position that the client has sent for the channel."""
         if self._since is None:
             return None
         since = self._since.pop(channel, None)
@@ -336,9 +337,9 @@ class EventStream(Takeover):
         return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
 
     def close(self, code: int, reason: str) -> None:
-        """Ends the stream behind all output that is due. Without output, the response shows why the client is rejected.
+        """Ends the stream after all pending output. If the response has not begun, it shows why the client is rejected.
 
-        A stream of several channels ends with their positions, so that a client that reconnects gets no message again.
+        A stream of several channels ends with their positions, so that a client that reconnects receives no message twice.
         """
         if self._closing:
             return
@@ -380,7 +381,7 @@ class EventStream(Takeover):
             self._cut("flood", f"a client of an event stream sent more than {MAX_INPUT} bytes")
 
     def pause_writing(self) -> None:
-        """Cuts off a client that does not read. A flush may be the caller, so the connection ends after this turn."""
+        """Disconnects a client that does not read. The caller may be a flush, so the connection ends after this turn."""
         asyncio.get_running_loop().call_soon(self._cut, "slow", "this client does not read its messages")
 
     def resume_writing(self) -> None:
@@ -393,7 +394,7 @@ class EventStream(Takeover):
             self._transport.abort()
 
     def eof_received(self) -> bool:
-        """Ends the stream, because a client that has closed its side of the connection does not read either, as a rule."""
+        """Ends the stream, because a client that has closed its side of the connection usually does not read either."""
         if not self._closing:
             self._leave()
             sweep = self._context.sweep
@@ -460,9 +461,9 @@ class EventStream(Takeover):
             session.write(HEARTBEAT)
 
     def _positions(self, session: Session) -> str:
-        """Returns the list of positions behind which all output is written already; "" if no channel has a position.
+        """Returns the positions of all channels as text; "" if no channel has a position.
 
-        `Fanout.direct` writes the pending output of all channels first.
+        `Fanout.direct` writes the pending output of all channels before a block with these positions.
         """
         channels, since = session.app.tenant.channels, self._since or {}
         found: list[Position | None] = []

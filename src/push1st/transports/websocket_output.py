@@ -69,7 +69,7 @@ class WebSocketOutput(SocketOwner):
         """events in the input that the connection has not processed yet"""
         self._session: Session | None = None
         self._page: PageConnection | None = None
-        """the page that waits for the client's answer to a close frame; None for a client whose URL names no page"""
+        """the connection of a page, which is notified when the client answers a close frame; None if the URL names no page"""
         self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
@@ -91,7 +91,7 @@ class WebSocketOutput(SocketOwner):
     def open(self, session: Session, page: PageConnection | None = None) -> None:
         """Assigns a session to this connection, and queues the answer to the handshake before all output of the session.
 
-        page: the page that waits for the client's answer to a close frame; None for a client whose URL names no page.
+        page: the connection of a page, which is notified when the client answers a close frame; None if the URL names no page.
         """
         self._session = session
         self._page = page

@@ -8,8 +8,9 @@ This module has the rules of the fallbacks: heartbeats, deadlines, and the frame
 two requests, the session leaves its channels at once. For `GAP_SECONDS` after the end, the registry keeps the session, and
 answers the session's next request with the final frames.
 
-The client of a page must not acknowledge frames that it has not received. So the session of a page ends if frames may be lost: a
-stream ended early, or a request was repeated (`xhr_stream.PageDelivery`). The page then reconnects and recovers its events.
+The client of a page must not acknowledge frames that it has not received. So the session of a page ends if frames may not have
+arrived: a stream ended early, or a request was repeated (`xhr_stream.PageDelivery`). The page then reconnects and recovers its
+events.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ PONG_SECONDS = 30
 """the seconds in which a silent client must answer a heartbeat"""
 FULL_SECONDS = 60
 """the seconds in which a client must read a full response completely, and send its next request"""
-LOSSY = "Some frames may be lost, reconnect"
+LOSSY = "Some frames may not have arrived, reconnect"
 MAX_MESSAGES = 100
 """the maximum number of messages in an `xhr_send`; pusher-js sends one message"""
 

@@ -208,7 +208,7 @@ class OpenPoll:
 class PageDelivery:
     """Whether the client of a page has received all frames of the ended responses of a session.
 
-    is_lossy: whether some frames may be lost, so that the session must end; always false for a client without a page.
+    is_lossy: whether some frames may not have arrived, so that the session must end; always false for a client without a page.
     """
 
     __slots__ = ("_numbers", "is_lossy")
@@ -234,7 +234,8 @@ class PageDelivery:
     def ended(self, response: "OpenPoll | OpenStream") -> None:
         """Handles a response that ends because its socket has closed, or because another request displaces it.
 
-        The client has read all frames of a full stream when it sends its next request. pusher-js continues no other stream.
+        When a client sends its next request after a full stream, the client has read all frames of the stream. After a stream
+        that ends earlier, the client may have lost frames.
         """
         if self._numbers is not None and isinstance(response, OpenStream) and not response.is_full:
             self.is_lossy = True

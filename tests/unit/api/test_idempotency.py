@@ -195,7 +195,7 @@ def test_other_keys_are_400_and_publish_nothing(caller, key):
 
 
 def test_error_for_a_key_that_is_too_long_has_the_length_of_the_key(caller):
-    text = "idempotency_key with 129 characters is not 1 to 128 visible ASCII characters"
+    text = "idempotency_key has 129 characters: a key has 1 to 128 visible ASCII characters"
     assert caller.event(idempotency_key="a" * 129) == (400, {"error": text})
 
 

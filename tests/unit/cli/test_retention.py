@@ -68,7 +68,7 @@ def test_a_history_that_may_be_too_large_for_a_replay_has_a_note() -> None:
     assert noted(HistorySection(size=100), outbox=4 * 30_000) == []
 
 
-def test_only_own_numbers_have_a_note_about_large_replays() -> None:
+def test_default_settings_cause_no_note_about_large_replays() -> None:
     assert noted(HistorySection(), limits=Limits()) == []
     assert len(noted(HistorySection(size=101), limits=Limits())) == 1
     assert len(noted(HistorySection(), limits=Limits(payload=20_000))) == 1
@@ -78,13 +78,11 @@ def test_only_own_numbers_have_a_note_about_large_replays() -> None:
 @pytest.mark.parametrize("filters", [(), ("*",), ("x-", "*")])
 def test_a_section_after_one_for_all_channels_has_a_note(filters: tuple[str, ...]) -> None:
     (line,) = noted(HistorySection(filter=("a-",)), HistorySection(filter=filters), HistorySection(filter=("b-",), ttl=1))
-    assert (
-        line == "a: history section 3 (b-): the section never applies, because all its channels belong to an earlier section: 2"
-    )
+    assert line == "a: history section 3 (b-): the section never applies, because each of its channels belongs to section 2"
 
 
 @pytest.mark.parametrize(
-    ("earlier", "later", "numbers"),
+    ("earlier", "later", "sections"),
     [
         (["chat-"], "chat-", "1"),
         (["chat-"], "chat-1", "1"),
@@ -94,17 +92,17 @@ def test_a_section_after_one_for_all_channels_has_a_note(filters: tuple[str, ...
         (["chat-1"], "chat-", ""),
         (["*-log"], "chat-log", ""),
         (["chat-*-log"], "chat-*", ""),
-        (["x-", "chat-"], ("chat-1", "x-*"), "1, 2"),
+        (["x-", "chat-"], ("chat-1", "x-*"), "1 or section 2"),
         (["x-", "chat-"], ("chat-1", "y-"), ""),
         (["chat-"], (), ""),
     ],
 )
 def test_a_section_whose_filters_are_covered_by_earlier_filters_has_a_note(
-    earlier: list[str], later: str | tuple[str, ...], numbers: str
+    earlier: list[str], later: str | tuple[str, ...], sections: str
 ) -> None:
     filters = (later,) if isinstance(later, str) else later
     found = noted(*(HistorySection(filter=(one,)) for one in earlier), HistorySection(filter=filters))
-    assert [line.rpartition(": ")[2] for line in found] == ([numbers] if numbers else [])
+    assert [line.partition(" belongs to section ")[2] for line in found] == ([sections] if sections else [])
 
 
 def test_a_disabled_app_has_no_notes() -> None:

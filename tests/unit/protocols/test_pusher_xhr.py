@@ -115,7 +115,7 @@ def test_frames_of_any_script_are_counted_alike(lines, room):
 
 
 @given(st.permutations(range(5, 30)))
-def test_request_is_repeated_if_its_number_has_arrived_in_whatever_order(order):
+def test_request_counts_as_repeated_if_its_number_has_arrived_before(order):
     numbers = RequestNumbers()
     assert [numbers.is_repeated(f"protocol=7&t=1&n={one}") for one in order] == [False] * 25
     assert [numbers.is_repeated(f"n={one}&t=2") for one in order] == [True] * 25
@@ -123,7 +123,7 @@ def test_request_is_repeated_if_its_number_has_arrived_in_whatever_order(order):
     assert not numbers.is_repeated("t=1&n=30")
 
 
-def test_request_that_is_too_old_may_be_repeated():
+def test_request_with_a_much_lower_number_counts_as_repeated():
     numbers = RequestNumbers()
     assert not numbers.is_repeated(f"n={10**14}")
     assert not numbers.is_repeated(f"n={10**14 - MAX_OLDER + 1}")

@@ -99,7 +99,9 @@ class EntryTable:
         try:
             entry.enter(handshake, tail, connection)
         except Disconnect as exc:
-            end = exc.with_traceback(None)  # the traceback refers to this frame, and the cycle would keep the connection
+            # The traceback refers to this frame, and this frame to the exception. This reference cycle would keep the connection
+            # in memory.
+            end = exc.with_traceback(None)
             context.node.metrics.refusals[str(end.code)] += 1
             status = entry.statuses.get(end.code) if connection.codec is entry.codec else None
             if status is not None:
