@@ -267,9 +267,21 @@ def test_every_reason_is_on_the_metrics_page(counter: str) -> None:
     assert reasons <= set({"refusals": REFUSALS, "cut_offs": CUT_OFFS}[counter]), "shown before its first count"
 
 
-def test_every_result_of_a_resume_is_on_the_metrics_page() -> None:
-    section = page("metrics.md").partition("### Results of `push1st_resumes_total`")[2].partition("\n## ")[0]
-    assert re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE) == ["recovered", *REASONS]
+def test_every_reason_of_resumed_is_on_the_protocols_page() -> None:
+    section = page("protocols.md").partition("\n## Reasons of `resumed`\n")[2]
+    assert tuple(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == REASONS
+
+
+def test_alerts_use_series_that_exist(server: ServerProcess) -> None:
+    series = server.get("/metrics").body.decode()
+    expressions = re.findall(r"- alert: \w+\n +expr: (.+)", page("metrics.md"))
+    used = [one for text in expressions for one in re.findall(r'(push1st_\w+)(?:\{(\w+)=~?"([^"]+)"\})?', text)]
+    assert "push1st_resumes_total" in {name for name, *_ in used}, "clients that cannot recover"
+    for name, label, values in used:
+        assert f"# TYPE {name} " in series
+        if label and label != "status":  # a series with a rare status exists only after its first event
+            for value in values.split("|"):
+                assert re.search(rf'^{name}{{.*\b{label}="{value}"', series, re.MULTILINE), (name, value)
 
 
 # -- the anatomy of a protocol

@@ -27,9 +27,11 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
 
     seconds: the number of seconds for which the broker keeps the positions of a page after the last sign of the page. 0 turns the
     recovery of pages off.
-    acknowledge: the minimum number of seconds between two acknowledgements that the server requests from a page. The number is at
-    most a third of `resume.seconds`.
-    pages: the maximum number of pages of the app whose positions the broker keeps at the same time.
+    acknowledge: the number of seconds between two acknowledgements that the server requests from a page whose channels have new
+    events. After a subscription that was not recovered, the server requests one within about a second. The number is at most a
+    third of `resume.seconds`.
+    pages: the maximum number of pages of the app whose positions the broker keeps at the same time. One address may have a tenth
+    of them.
     """
 
     seconds: int = 300
