@@ -33,6 +33,8 @@ calls"""
 ROUND_CALLS = 30
 """the maximum number of calls of `tick`, one a second, for a round over all channels. A round renews the counters of channels
 with subscribers, so it must be shorter than `IDLE_COUNTER_SECONDS`."""
+MAX_RUNS = 16
+"""the maximum number of runs that later replays share; each has at most the size of one replay"""
 OBJECT_BYTES = 450
 """the bytes of memory that a kept message needs in addition to its data; measured with 8,000 messages of 10 bytes, with short
 names of apps, channels and events"""
@@ -72,6 +74,7 @@ class MemoryHistory:
         "_kept",
         "_metrics",
         "_random",
+        "_runs",
         "_unswept",
         "_wall",
         "bytes",
@@ -91,6 +94,8 @@ class MemoryHistory:
         """the channels whose counter has no messages, in the order of their last use"""
         self._unswept: Iterator[Key] = iter(())
         """the channels that `tick` has not checked yet in its current round over all channels"""
+        self._runs: dict[Key, KeptRun] = {}
+        """the runs of the latest replays, for at most a second: clients that reconnect together share their encoded frames"""
         self.bytes = 0
         """the number of bytes of all messages, as the bounds count them"""
         self.is_subscribed: Callable[[str, str], bool] = lambda *_: False
@@ -189,9 +194,18 @@ class MemoryHistory:
         messages, epoch, last = history.messages, history.epoch, history.last
         first = last + 1 - len(messages)
         _, after = start_of(request, epoch, first, last)
-        # The run contains only the messages that the subscriber may get, because its session encodes all messages of the run.
-        run = KeptRun(tuple(islice(messages, after + 1 - first, None))) if after < last else NO_MESSAGES
-        return replay(request, epoch, last, run, now, first)
+        run = self._runs.get(key)
+        if after >= last:
+            run = NO_MESSAGES
+        elif run is None or not _contains(run, epoch, after + 1, last):
+            # Only the messages that the subscriber may get, because its session encodes all messages of the run.
+            run = KeptRun(tuple(islice(messages, after + 1 - first, None)))
+        found = replay(request, epoch, last, run, now, first)
+        if found.run is run and not found.start and run.messages:
+            if len(self._runs) >= MAX_RUNS:
+                self._runs.clear()
+            self._runs[key] = run
+        return found
 
     async def read(self, app: str, channel: str, since: Position | None, limit: int, reverse: bool) -> HistoryPage:
         now = self._wall()
@@ -209,6 +223,7 @@ class MemoryHistory:
         now = self._wall()
         self.on_tick(now)
         self._metrics.history_bytes, self._metrics.history_channels = self.bytes, len(self._kept)
+        self._runs.clear()
         keys = list(islice(self._unswept, max(SWEPT, (len(self._kept) + len(self._idle)) // ROUND_CALLS + 1)))
         if not keys:
             self._unswept = iter((*self._kept, *self._idle))
@@ -216,3 +231,8 @@ class MemoryHistory:
             history = self._find(key, now)
             if history is not None and not history.messages:
                 self._renew(key, history, now)
+
+
+def _contains(run: KeptRun, epoch: str, first: int, last: int) -> bool:
+    """Returns whether a run ends with the message `last`, and contains all messages from `first` on."""
+    return run.messages[0].offset <= first and run.messages[-1].offset == last and run.messages[-1].epoch == epoch

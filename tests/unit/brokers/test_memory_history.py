@@ -3,8 +3,8 @@
 from itertools import count
 from typing import Any
 
-from push1st.brokers.history import IDLE_COUNTER_SECONDS, ReplayRequest
-from push1st.brokers.memory_history import OBJECT_BYTES, ROUND_CALLS, SWEPT, MemoryHistory
+from push1st.brokers.history import IDLE_COUNTER_SECONDS, Replay, ReplayRequest
+from push1st.brokers.memory_history import MAX_RUNS, OBJECT_BYTES, ROUND_CALLS, SWEPT, MemoryHistory
 from push1st.config.history import HistoryBounds, HistorySection
 from push1st.messages import KeptMessage
 from push1st.metrics import Metrics
@@ -31,6 +31,10 @@ class Memory:
 
     def position(self, channel: str, seconds: int = IDLE_COUNTER_SECONDS) -> Position:
         return self.history.replay(("a", channel), ReplayRequest(SECTION, 0, counter_seconds=seconds)).position
+
+    def replay(self, channel: str, after: int, max_bytes: int = 1000) -> Replay:
+        epoch = self.position(channel).epoch
+        return self.history.replay(("a", channel), ReplayRequest(SECTION, max_bytes, Position(epoch, after)))
 
     def read(self, channel: str) -> Any:
         return done(self.history.read("a", channel, None, 1000, False))
@@ -196,3 +200,44 @@ def test_all_counters_are_renewed_in_time():
     memory.history.is_subscribed = lambda *_: False
     memory.now += 100 * SECOND
     assert [memory.position(f"c{n}") for n in range(number)] == before
+
+
+def test_clients_that_reconnect_together_share_the_run_of_their_replays():
+    memory = Memory()
+    for _ in range(3):
+        memory.append("c")
+    first, second, third = (memory.replay("c", after) for after in (1, 1, 2))
+    assert first.run is second.run is third.run
+    assert [one.offset for one in third.messages] == [3]
+    longer = memory.replay("c", 0)
+    assert [one.offset for one in longer.messages] == [1, 2, 3]
+    assert memory.replay("c", 2).run is longer.run
+
+
+def test_run_is_not_shared_after_a_further_message_or_a_second():
+    memory = Memory()
+    for _ in range(2):
+        memory.append("c")
+    first = memory.replay("c", 1)
+    memory.append("c")
+    second = memory.replay("c", 1)
+    assert [one.offset for one in second.messages] == [2, 3]
+    memory.history.tick()
+    assert memory.replay("c", 1).run is not second.run
+    assert len(first.messages) == 1
+
+
+def test_run_that_is_too_large_for_a_replay_is_not_shared():
+    memory = Memory()
+    for _ in range(3):
+        memory.append("c")
+    assert memory.replay("c", 0, max_bytes=500).reason == "too-large"
+    assert len(memory.replay("c", 2).run.messages) == 1
+
+
+def test_number_of_shared_runs_is_bounded():
+    memory = Memory()
+    for number in range(2 * MAX_RUNS):
+        memory.append(f"c{number}")
+        memory.replay(f"c{number}", 0)
+    assert len(memory.history._runs) <= MAX_RUNS
