@@ -104,7 +104,6 @@ class ConnectPacket(msgspec.Struct, frozen=True, gc=False):
     `maximum_packet_size`: the maximum number of bytes of a packet to the client; None: no maximum.
     `topic_alias_maximum`: the greatest topic alias in messages to the client.
     `wants_reasons`: Request Problem Information; if false, only CONNACK and DISCONNECT may contain a reason string.
-    `is_bridge`: whether the client is the bridge of another broker, as mosquitto's bridges state in the protocol level.
     """
 
     version: int
@@ -120,7 +119,6 @@ class ConnectPacket(msgspec.Struct, frozen=True, gc=False):
     topic_alias_maximum: int = 0
     wants_reasons: bool = True
     authentication_method: str | None = None
-    is_bridge: bool = False
 
 
 class ConnackPacket(msgspec.Struct, frozen=True, gc=False):
