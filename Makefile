@@ -22,7 +22,7 @@ PARALLEL_LONG = -n 6 --dist worksteal
 # tests. In this order, the longest tests begin early.
 LONG = $$(grep -rl --include='test_*.py' 'mark\.long' tests | sort -r)
 
-# How long `make model` runs.
+# How long each model of `make model` runs.
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
@@ -52,9 +52,10 @@ test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests 
 	@echo "test-broker: $$($(VENV)/broker-server --version)"
 	@BROKER_SERVER=$(CURDIR)/$(VENV)/broker-server $(BIN)/python -m pytest $(PARALLEL) tests/contract tests/cluster $(ARGS)
 
-model: $(INSTALLED) ## look for missed messages in random histories, then with pages, for 10 minutes each; SECONDS=N changes this, SEED=N repeats
+model: $(INSTALLED) ## look for missed messages in histories, with pages and with MQTT; 4 models of 10 minutes; SECONDS=N changes this, SEED=N repeats
 	@seed=$${SEED:-$$$$}; echo "model: SEED=$$seed begins here again"; \
-		MODEL_SECONDS=$(SECONDS) SEED=$$seed $(BIN)/python -m pytest -s $(ARGS) tests/unit/core/test_resume_model.py
+		MODEL_SECONDS=$(SECONDS) SEED=$$seed $(BIN)/python -m pytest -s $(ARGS) \
+		tests/unit/core/test_resume_model.py tests/unit/protocols/mqtt/test_flow_model.py
 
 model-cluster: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; hours
 	@seed=$$$$; echo "model-cluster: make model-cluster ARGS=--hypothesis-seed=$$seed does the same again"; \

@@ -96,10 +96,11 @@ class FlowState(msgspec.Struct, Generic[Item], frozen=True):
     `next_id`: the packet id for the next message.
     `inflight`: the packet id and the message of each delivery that has begun, in order; None after PUBREL was sent.
     `waiting`: the messages that were not sent yet, in order.
-    `received`: the packet ids of the client's messages with QoS 2 that the client has not released.
+    `received`: the packet id and the content of each message of the client with QoS 2 that the client has not released
+    (`Incoming.publish`).
     """
 
     next_id: int = 1
     inflight: tuple[tuple[int, Item | None], ...] = ()
     waiting: tuple[Item, ...] = ()
-    received: tuple[int, ...] = ()
+    received: tuple[tuple[int, int], ...] = ()

@@ -24,9 +24,9 @@ UNCONFIRMED = -1
 class Arrival:
     """A PUBLISH with QoS 1 or 2.
 
-    `content`: a hash of the packet without the byte of its flags.
+    `content`: a checksum of the topic and the payload.
     `reason`: the reason code of the answer, or `UNCONFIRMED`.
-    `times`: how often the packet has arrived on this connection; repetitions with DUP do not count.
+    `times`: how often the packet has arrived on this connection; repetitions with DUP do not count. 0: on an earlier connection.
     `is_queued`: whether PUBACK or PUBREC has yet to be sent on this connection.
     """
 
@@ -51,8 +51,8 @@ class Incoming:
         self._counts = counts
         self._answers: list[Arrival] = []
         """the messages of this connection without PUBACK or PUBREC, in order of arrival, each once"""
-        self._held: dict[int, Arrival | None] = {}
-        """packet id → message with QoS 2 without PUBREL; None if an earlier connection has received the message"""
+        self._held: dict[int, Arrival] = {}
+        """packet id → message with QoS 2 without PUBREL"""
         self._doubtful: frozenset[int] = frozenset()
         """the held ids whose PUBREL the server may have forgotten in a crash"""
         self._unacknowledged = 0
@@ -62,31 +62,30 @@ class Incoming:
         """Ends the connection. The broker may still confirm messages of the connection later."""
         self._answers = []
         self._unacknowledged = 0
-        for packet_id, arrival in self._held.items():
-            if arrival is not None:
-                arrival.times = 0
-                arrival.is_queued = False
-                if arrival.reason != UNCONFIRMED:
-                    self._held[packet_id] = None
+        for arrival in self._held.values():
+            arrival.times = 0
+            arrival.is_queued = False
 
     def publish(self, packet_id: int, qos: int, dup: bool = False, content: int = 0) -> Arrival | None:
         """Handles a PUBLISH with QoS 1 or 2. Returns the message to publish; None for the repetition of an earlier message.
 
-        `content`: a hash of the packet without the byte of its flags; not needed with QoS 1.
+        `content`: a checksum of the topic and the payload, which all workers compute alike; not needed with QoS 1.
 
         For each message to publish, the owner later calls `confirm`. Then, and after a repetition, the owner calls `answers`.
 
         Raises FlowViolation if the client has too many unacknowledged messages, or repeats a message too often.
         """
-        if qos == 2 and packet_id in self._held:
-            is_new = not dup and packet_id in self._doubtful
+        held = self._held.get(packet_id) if qos == 2 else None
+        if held is not None:
+            is_new = packet_id in self._doubtful and (not dup or content != held.content)
             if self._doubtful:
                 self._doubtful -= {packet_id}
             if not is_new:
                 # [MQTT-4.3.3-10]: acknowledged, and not published again.
-                self._repeat(packet_id, dup, content)
+                self._repeat(held, dup, content)
                 return None
-            # The server has forgotten the PUBREL of an earlier message with this id. [MQTT-3.3.1-1]: a repetition would have DUP.
+            # A crash has lost the PUBREL of an earlier message with this id. [MQTT-3.3.1-1]: a repetition has DUP. But the new
+            # message may have been sent before the crash, too. So a packet with DUP is a new message if its content differs.
             del self._held[packet_id]
         # [MQTT-4.3.2-5]: with QoS 1 the packet is a new message, even with DUP.
         arrival = Arrival(packet_id, qos, content, UNCONFIRMED)
@@ -111,23 +110,19 @@ class Incoming:
         held = self._held
         if len(held) >= MAX_HELD_WINDOWS * self._bounds.inflight:
             # An id of an earlier connection exists, because this connection has received fewer messages.
-            oldest = next(packet_id for packet_id, one in held.items() if one is None or not one.times)
+            oldest = next(packet_id for packet_id, one in held.items() if not one.times)
             del held[oldest]
             self._counts.forgotten += 1
         held[arrival.packet_id] = arrival
 
-    def _repeat(self, packet_id: int, dup: bool, content: int) -> None:
-        arrival = self._held[packet_id]
-        if arrival is None:
-            arrival = self._held[packet_id] = Arrival(packet_id, 2, content, ReasonCode.SUCCESS)
+    def _repeat(self, arrival: Arrival, dup: bool, content: int) -> None:
         if not arrival.times:
-            arrival.content = content
             self._accept(arrival)
             return
         if not dup and content == arrival.content:
             arrival.times += 1
             if arrival.times > MAX_ARRIVALS:
-                raise FlowViolation(ReasonCode.PROTOCOL_ERROR, f"PUBLISH {packet_id} is sent again and again without DUP")
+                raise FlowViolation(ReasonCode.PROTOCOL_ERROR, f"PUBLISH {arrival.packet_id} is sent again and again without DUP")
         # One PUBREC answers all repetitions that arrive before it.
         if not arrival.is_queued:
             arrival.is_queued = True
@@ -149,14 +144,18 @@ class Incoming:
         [MQTT-4.6.0-2], [MQTT-4.6.0-3]: the answers have the order in which the messages arrived.
         """
         ready = []
+        handled = 0
         for arrival in self._answers:
             if arrival.reason == UNCONFIRMED:
                 break
+            handled += 1
             arrival.is_queued = False
-            if arrival.times and (arrival.qos == 1 or arrival.reason >= ReasonCode.UNSPECIFIED_ERROR):
+            if not arrival.times:
+                continue  # after its PUBREL, a late PUBREC could seem to answer the next message with the same id
+            if arrival.qos == 1 or arrival.reason >= ReasonCode.UNSPECIFIED_ERROR:
                 self._unacknowledged -= 1
             ready.append((arrival.packet_id, arrival.qos, arrival.reason))
-        del self._answers[: len(ready)]
+        del self._answers[:handled]
         return ready
 
     def pubrel(self, packet_ids: Sequence[int]) -> None:
@@ -174,22 +173,22 @@ class Incoming:
         if not self._held:
             self._held = {}  # an empty dict keeps the memory of its former entries
 
-    def save(self) -> tuple[int, ...]:
-        """Returns the held packet ids, for `FlowState.received`.
+    def save(self) -> tuple[tuple[int, int], ...]:
+        """Returns the held packet ids and the contents of their messages, for `FlowState.received`.
 
         The ids of unconfirmed messages are not included: such a message may not be published, and then the repetition must be.
         """
-        return tuple(packet_id for packet_id, one in self._held.items() if one is None or one.reason != UNCONFIRMED)
+        return tuple((packet_id, one.content) for packet_id, one in self._held.items() if one.reason != UNCONFIRMED)
 
     @classmethod
     def restore(cls, state: FlowState[Any], bounds: FlowBounds, counts: FlowCounts, after_crash: bool) -> Self:
         """Returns the packet ids of a saved session.
 
         `after_crash`: whether the state is older than the end of the session's last connection, so that the client may have
-        released some of the held ids. Then a PUBLISH with a held id and without DUP is a new message.
+        released some of the held ids. Then a PUBLISH with a held id is a new message, unless it has DUP and the same content.
         """
         one = cls(bounds, counts)
-        one._held = dict.fromkeys(state.received)
+        one._held = {packet_id: Arrival(packet_id, 2, content, ReasonCode.SUCCESS) for packet_id, content in state.received}
         if after_crash:
-            one._doubtful = frozenset(state.received)
+            one._doubtful = frozenset(one._held)
         return one

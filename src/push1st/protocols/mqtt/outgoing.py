@@ -13,8 +13,9 @@ from typing import Generic, Self
 from push1st.protocols.mqtt.flow import RELEASE, FlowBounds, FlowCounts, FlowState, FlowViolation, Item, Release, Sent
 from push1st.protocols.mqtt.packets import MAX_PACKET_ID, ReasonCode
 
-CRASH_IDS = 32_768
-"""the number of packet ids that a session skips after a crash; no session uses as many ids between two saves"""
+CRASH_IDS = 40_503
+"""the number of packet ids that a session skips after a crash. The number is 65,535 divided by the golden ratio, so the ids after
+several crashes are also far from each other."""
 
 
 class Outgoing(Generic[Item]):
@@ -81,7 +82,6 @@ class Outgoing(Generic[Item]):
     def detach(self) -> None:
         """Ends the connection."""
         self._window = 0
-        self._again = ()
 
     def send(self, items: Iterable[Item], now: int) -> list[Sent[Item]]:
         """Accepts messages, and returns the packets to send now, in order. Messages for which the window has no room wait.
@@ -250,7 +250,7 @@ class Outgoing(Generic[Item]):
             self._waiting_size = sum(item.size for item in waiting)
             self._waiting = waiting or None
 
-    def save(self, received: tuple[int, ...] = ()) -> FlowState[Item]:
+    def save(self, received: tuple[tuple[int, int], ...] = ()) -> FlowState[Item]:
         """Returns the state of the session. `received`: the result of `Incoming.save`."""
         return FlowState(
             self._next_id,

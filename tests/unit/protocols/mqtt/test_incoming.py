@@ -186,6 +186,17 @@ def test_pubrel_of_an_unknown_id_is_ignored():
     assert one.save() == ()
 
 
+def test_a_repetition_gets_no_pubrec_after_pubrel():
+    one = incoming()
+    accept(one, 1, 2)
+    first = new(one, 2, 1)
+    assert one.publish(1, 2, True) is None
+    one.pubrel((1,))
+    one.confirm(first)
+    assert one.answers() == [(2, 1, 0)]
+    accept(one, 1, 2)
+
+
 # -- the window of the client
 
 
@@ -266,7 +277,7 @@ def test_a_message_that_was_released_before_its_error_frees_one_place():
     arrival = new(one, 1, 2)
     one.pubrel((1,))
     one.confirm(arrival, ERROR)
-    one.answers()
+    assert one.answers() == []
     assert one._unacknowledged == 0
 
 
@@ -276,7 +287,7 @@ def test_held_ids_of_earlier_connections_have_a_bound():
     for packet_id in range(1, most + 3):
         accept(one, packet_id, 2)
         one.detach()
-    assert one.save() == tuple(range(3, most + 3))
+    assert [packet_id for packet_id, _ in one.save()] == [*range(3, most + 3)]
     assert one._counts.forgotten == 2
 
 
@@ -288,7 +299,7 @@ def test_only_ids_of_earlier_connections_are_forgotten():
     assert one.publish(1, 2, True) is None
     assert one.answers() == [(1, 2, 0)]
     accept(one, 21, 2)
-    assert one.save() == (1, *range(3, 22))
+    assert [packet_id for packet_id, _ in one.save()] == [1, *range(3, 22)]
 
 
 # -- saved sessions
@@ -296,15 +307,15 @@ def test_only_ids_of_earlier_connections_are_forgotten():
 
 def test_held_ids_are_saved_unless_their_messages_are_unconfirmed():
     one = incoming()
-    accept(one, 1, 2)
+    accept(one, 1, 2, content=7)
     one.detach()
-    accept(one, 2, 2)
-    new(one, 3, 2)
-    assert one.save() == (1, 2)
+    accept(one, 2, 2, content=8)
+    new(one, 3, 2, content=9)
+    assert one.save() == ((1, 7), (2, 8))
 
 
 def restored(after_crash: bool) -> Incoming:
-    return Incoming.restore(FlowState(received=(1, 2)), BOUNDS, FlowCounts(), after_crash)
+    return Incoming.restore(FlowState(received=((1, 0), (2, 0))), BOUNDS, FlowCounts(), after_crash)
 
 
 @pytest.mark.parametrize("dup", [False, True])
@@ -323,6 +334,10 @@ def test_after_a_crash_a_held_id_with_dup_is_a_repetition():
     assert one.publish(1, 2, True) is None
     assert one.answers() == [(1, 2, 0)]
     assert one.publish(1, 2) is None
+
+
+def test_after_a_crash_a_held_id_with_dup_and_another_content_is_new():
+    accept(restored(after_crash=True), 1, 2, dup=True, content=7)
 
 
 def test_an_id_that_was_released_after_the_crash_is_held_as_usual():

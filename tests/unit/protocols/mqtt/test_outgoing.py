@@ -310,6 +310,15 @@ def test_pubrels_are_sent_again_in_the_order_of_their_pubrecs():
     assert line(one.attach(100, NOW)) == "2! 1!"
 
 
+def test_a_repeated_pubrec_does_not_change_the_order_of_pubrels():
+    one = outgoing()
+    one.send(notes("ab", qos=2), NOW)
+    one.pubrec((1, 2))
+    one.pubrec((1,))
+    one.detach()
+    assert line(one.attach(100, NOW)) == "1! 2!"
+
+
 def test_nothing_is_sent_twice_on_one_connection():
     one = outgoing()
     one.send(notes("ab"), NOW)
@@ -412,7 +421,7 @@ def saved() -> FlowState[Note]:
     one = outgoing()
     one.send([*notes("ab", qos=2), *notes("cde")], NOW)
     one.pubrec((1,))
-    return one.save((8, 9))
+    return one.save(((8, 80), (9, 90)))
 
 
 def test_the_saved_state_contains_all_messages():
@@ -420,7 +429,7 @@ def test_the_saved_state_contains_all_messages():
         next_id=4,
         inflight=((2, Note("b", 2)), (3, Note("c")), (1, None)),
         waiting=(Note("d"), Note("e")),
-        received=(8, 9),
+        received=((8, 80), (9, 90)),
     )
 
 
@@ -451,10 +460,19 @@ def test_after_a_crash_new_messages_get_ids_that_the_client_has_not_seen():
 
 
 def test_after_a_crash_ids_stay_in_their_range():
-    for next_id in (1, CRASH_IDS - 1, CRASH_IDS, MAX_PACKET_ID):
+    last = MAX_PACKET_ID - CRASH_IDS
+    for next_id in (1, last, last + 1, MAX_PACKET_ID):
         one: Outgoing[Note] = Outgoing.restore(FlowState(next_id=next_id), BOUNDS, FlowCounts(), after_crash=True)
         assert 1 <= one._next_id <= MAX_PACKET_ID
         assert (one._next_id - next_id) % MAX_PACKET_ID == CRASH_IDS
+
+
+def test_after_several_crashes_ids_are_still_far_from_each_other():
+    firsts = [1]
+    for _ in range(5):
+        one: Outgoing[Note] = Outgoing.restore(FlowState(next_id=firsts[-1]), BOUNDS, FlowCounts(), after_crash=True)
+        firsts.append(one._next_id)
+    assert min((a - b) % MAX_PACKET_ID for a in firsts for b in firsts if a != b) > 5_000
 
 
 # -- memory
