@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from push1st.protocols.mqtt.flow import RELEASE, FlowBounds, FlowCounts, FlowState, FlowViolation, Sent
@@ -431,6 +432,10 @@ def test_the_saved_state_contains_all_messages():
         waiting=(Note("d"), Note("e")),
         received=((8, 80), (9, 90)),
     )
+
+
+def test_the_saved_state_can_be_stored():
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(saved()), type=FlowState[Note]) == saved()
 
 
 def test_a_restored_session_continues():
