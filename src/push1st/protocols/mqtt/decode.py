@@ -20,6 +20,7 @@ from push1st.protocols.mqtt.fields import (
     IN_UNSUBSCRIBE,
     SESSION_EXPIRY,
     SUBSCRIPTION_ID,
+    MessageProperties,
     PacketError,
     Value,
     closing,
@@ -52,11 +53,14 @@ from push1st.protocols.mqtt.topics import SHARE, is_filter, is_topic
 
 MAX_CONNECT_BYTES = 128 * 1024
 """the maximum size of a CONNECT, which the client sends before it knows the Maximum Packet Size"""
-MAX_KNOWN_TOPICS = 4096
-"""the maximum number of topics in `_topics`"""
+MAX_KNOWN = 4096
+"""the maximum number of entries in `_topics`, and in `_properties`"""
 
+# Results of the decoder for all connections, by their bytes: most clients repeat topics and properties. If one is full, it is
+# emptied. measured: a lookup takes 0.1 µs, the checks of a topic 0.6 µs, and those of one user property 2 µs.
 _topics: dict[bytes, str] = {}
-"""valid topics of all connections by their bytes. measured: a lookup takes 80 ns, the checks of a topic 600 ns"""
+_properties: dict[bytes, MessageProperties] = {}
+"""the properties of messages, with their length before them; only properties with at most 127 bytes"""
 
 ACKNOWLEDGEMENTS: dict[int, type[PubackPacket] | type[PubrecPacket] | type[PubrelPacket] | type[PubcompPacket]] = {
     encode.PUBACK: PubackPacket,
@@ -290,7 +294,14 @@ class PacketDecoder:
 
     def _with_properties(self, topic: str, data: bytes, at: int, end: int, first: int, packet_id: int) -> PublishPacket:
         """Decodes the rest of a PUBLISH with properties. `topic`: "" if the packet has only a topic alias."""
-        found, at = message_properties(data, at, end, IN_PUBLISH)
+        stop = at + 1 + data[at] if at < end and data[at] < 128 else end + 1
+        found = _properties.get(data[at:stop]) if stop <= end else None
+        if found is None:
+            found, stop = message_properties(data, at, end, IN_PUBLISH)
+            if stop - at <= 128:
+                if len(_properties) >= MAX_KNOWN:
+                    _properties.clear()
+                _properties[data[at:stop]] = found
         alias = found.alias
         if alias is not None:
             if not 0 < alias <= self._max_aliases:  # [MQTT-3.3.2-8, MQTT-3.3.2-9]
@@ -306,7 +317,7 @@ class PacketDecoder:
         if not topic:  # [MQTT-4.7.3-1]
             raise malformed("PUBLISH has neither a topic nor a topic alias")
         qos, retain, dup = PUBLISH_FLAGS[first & 15]
-        return PublishPacket(topic, data[at:end], qos, retain, packet_id, dup, found.passed_on, found.expiry, found.event)
+        return PublishPacket(topic, data[stop:end], qos, retain, packet_id, dup, found.passed_on, found.expiry, found.event)
 
     def _acknowledgements(self, data: bytes, at: int, first: int, packets: list[ClientPacket]) -> int:
         """Decodes consecutive short acknowledgements of one type as one packet. Returns the position after them."""
@@ -415,7 +426,7 @@ def _topic(raw: bytes) -> str:
     topic = text_of(raw)  # [MQTT-3.3.2-1, MQTT3-3.3.2-1]
     if not is_topic(topic):  # [MQTT-3.3.2-2, MQTT3-3.3.2-2]
         raise malformed("the topic has wildcards, or is too long or too deep")
-    if len(_topics) >= MAX_KNOWN_TOPICS:
+    if len(_topics) >= MAX_KNOWN:
         _topics.clear()
     _topics[raw] = topic
     return topic

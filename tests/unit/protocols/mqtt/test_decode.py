@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from push1st.protocols.mqtt import decode
 from push1st.protocols.mqtt.decode import MAX_CONNECT_BYTES, PacketDecoder
 from push1st.protocols.mqtt.packets import (
     ClientPacket,
@@ -341,13 +342,21 @@ def test_idle_decoder_keeps_no_buffers():
     assert sys.getsizeof(decoder) <= 112
 
 
-def test_unknown_topics_do_not_fill_the_memory():
-    from push1st.protocols.mqtt import decode
+def test_different_topics_and_properties_do_not_fill_the_memory():
+    decoder = connected(5)
+    for number in range(2 * decode.MAX_KNOWN):
+        pair = octets("26 0001 61 0006") + b"%06d" % number
+        (found,) = decoder.feed(framed(0x30, octets("0006") + b"%06d" % number + bytes((len(pair),)) + pair))
+        assert found == PublishPacket(f"{number:06}", b"", properties=pair)
+    assert len(decode._topics) <= decode.MAX_KNOWN
+    assert len(decode._properties) <= decode.MAX_KNOWN
 
-    decoder = connected(4)
-    for number in range(3 * decode.MAX_KNOWN_TOPICS):
-        decoder.feed(framed(0x30, octets("0006") + b"%06d" % number))
-    assert len(decode._topics) <= decode.MAX_KNOWN_TOPICS
+
+def test_known_properties_that_are_longer_than_their_packet_are_malformed():
+    decoder = connected(5)
+    assert decoder.feed(octets("30 0A 0001 61 05 02 00000000 6E")) != []
+    found = decoder.feed(octets("30 04 0001 61 05 02 00000000"))
+    assert [type(one) for one in found] == [Violation]
 
 
 # -- cuts
