@@ -4,10 +4,10 @@ from types import ModuleType
 
 import pytest
 
-from fuzz import config, http, positions, pusher, raw, requests, websocket
+from fuzz import config, http, mqtt, positions, pusher, raw, requests, websocket
 from fuzz.runner import fuzz
 
-FUZZERS = (websocket, pusher, raw, positions, requests, http, config)
+FUZZERS = (websocket, pusher, raw, positions, requests, http, mqtt, config)
 
 
 @pytest.mark.parametrize("module", FUZZERS, ids=[module.__name__ for module in FUZZERS])
