@@ -84,10 +84,12 @@ DISCONNECT_REASONS = {0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95
 """the reason codes that a client may send [MQTT-3.14.2-1]"""
 
 PUBLISH_TYPE = 3
-PINGRESP_TYPE = 13
+SERVER_TYPES = {2, 9, 11, 13}
+"""the types of CONNACK, SUBACK, UNSUBACK and PINGRESP"""
 SUBSCRIBE = 0x82
 UNSUBSCRIBE = 0xA2
 PINGREQ = 0xC0
+PINGRESP = 0xD0
 DISCONNECT = 0xE0
 FIRST_BYTES = {first >> 4: first for first in (*ACKNOWLEDGEMENTS, SUBSCRIBE, UNSUBSCRIBE, PINGREQ, DISCONNECT)}
 """the first byte of each packet of a client whose flags are fixed, by the packet's type (§2.1.2, §2.1.3)"""
@@ -209,9 +211,8 @@ class PacketDecoder:
         while at < end:
             first = data[at]
             way = WAYS[first]
-            if not way:
-                first = self._corrected(first)
-                way = WAYS[first]
+            if not way and first < 0x10:
+                raise forbidden("the packet type is 0")
             start = at + 2
             if start > end:
                 self._keep(data, at, 2)
@@ -229,6 +230,9 @@ class PacketDecoder:
                 if start + size - at > self._max_size:  # §3.2.2.3.6
                     raise PacketError(ReasonCode.PACKET_TOO_LARGE, f"the packet has {start + size - at} bytes")
             stop = start + size
+            if not way:
+                first = self._corrected(first, size)
+                way = WAYS[first]
             if stop > end:
                 self._keep(data, at, stop - at)
                 return
@@ -279,17 +283,19 @@ class PacketDecoder:
                     return
             at = stop
 
-    def _corrected(self, first: int) -> int:
+    def _corrected(self, first: int, size: int) -> int:
         """Returns the first byte of a packet with the right flags. Raises PacketError, except in MQTT 3.1, which ignores them."""
-        kind = first >> 4
+        kind, flags = first >> 4, first & 15
         if self.version == MQTT_31 and kind in FIRST_BYTES:
             return FIRST_BYTES[kind]
-        # MQTT 5.0 calls all wrong flags malformed; mosquitto answers those of PUBREL and DISCONNECT with 82.
+        # Wrong flags are malformed (81). But the answer to wrong flags of PUBREL, DISCONNECT and AUTH is 82.
         if kind in (encode.PUBREL >> 4, DISCONNECT >> 4):  # [MQTT-3.6.1-1, MQTT-3.14.1-1, MQTT3-3.6.1-1, MQTT3-3.14.1-1]
             raise forbidden(f"the flags of the packet {first:02X} are not valid")
-        if kind in FIRST_BYTES or kind == PUBLISH_TYPE or (kind == PINGRESP_TYPE and first & 15):  # [MQTT-2.1.3-1, MQTT3-2.2.2-2]
+        if kind in FIRST_BYTES or kind == PUBLISH_TYPE or (flags and kind in SERVER_TYPES):  # [MQTT-2.1.3-1, MQTT3-2.2.2-2]
             raise malformed(f"the flags of the packet {first:02X} are not valid")
-        # The type 0, a second CONNECT [MQTT-3.1.0-2, MQTT3-3.1.0-2], AUTH, and the packets of servers.
+        if first == PINGRESP and size:  # mosquitto closes without an answer
+            raise closing("PINGRESP is too long")
+        # A second CONNECT [MQTT-3.1.0-2, MQTT3-3.1.0-2], AUTH, and the packets of servers.
         raise forbidden(f"a client must not send the packet {first:02X}")
 
     def _with_properties(self, topic: str, data: bytes, at: int, end: int, first: int, packet_id: int) -> PublishPacket:
@@ -353,8 +359,8 @@ class PacketDecoder:
         if first == UNSUBSCRIBE:
             return self._unsubscribe(data, at, end)
         if first == PINGREQ:
-            if at < end:
-                raise malformed("PINGREQ is too long")
+            if at < end:  # mosquitto closes without an answer
+                raise closing("PINGREQ is too long")
             return _PINGREQ
         self._has_ended = True
         return self._disconnect(data, at, end)

@@ -352,6 +352,16 @@ def test_different_topics_and_properties_do_not_fill_the_memory():
     assert len(decode._properties) <= decode.MAX_KNOWN
 
 
+def test_long_properties_are_not_remembered():
+    pair = octets("26 0001 61 0078") + b"x" * 120
+    (found,) = connected(5).feed(framed(0x30, octets("0001 61") + bytes((len(pair),)) + pair + b"on"))
+    assert found == PublishPacket("a", b"on", properties=pair)
+    long = pair * 2
+    (found,) = connected(5).feed(framed(0x30, octets("0001 61 FC01") + long + b"on"))
+    assert found == PublishPacket("a", b"on", properties=long)
+    assert octets("FC01") + long not in decode._properties
+
+
 def test_known_properties_that_are_longer_than_their_packet_are_malformed():
     decoder = connected(5)
     assert decoder.feed(octets("30 0A 0001 61 05 02 00000000 6E")) != []
