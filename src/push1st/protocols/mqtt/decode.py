@@ -153,8 +153,8 @@ class PacketDecoder:
             self._packets(data, 0 if self.version else self._connect(data, packets), packets)
         except PacketError as exc:
             self._has_ended = True
-            is_told = self.version == MQTT_5 and not exc.silent  # MQTT 3.1 and 3.1.1 have no DISCONNECT from the server
-            packets.append(Violation(exc.reason, exc.text, encode.disconnect(exc.reason) if is_told else b""))
+            is_answered = self.version == MQTT_5 and not exc.silent  # MQTT 3.1 and 3.1.1 have no DISCONNECT from the server
+            packets.append(Violation(exc.reason, exc.text, encode.disconnect(exc.reason) if is_answered else b""))
         return packets
 
     def _keep(self, data: bytes, at: int, needed: int) -> int:

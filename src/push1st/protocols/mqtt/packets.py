@@ -17,7 +17,6 @@ MQTT_5 = 5
 """the protocol levels (§3.1.2.2) of the versions 3.1, 3.1.1 and 5.0"""
 
 MAX_PACKET_ID = 65_535
-MAX_SUBSCRIPTION_ID = 268_435_455
 
 
 class ReasonCode(IntEnum):

@@ -20,6 +20,9 @@ MAX_SLASHES = 200
 MAX_PLUSES = 16
 """the maximum number of `+` in a filter: each `+` may double the number of nodes that a search visits"""
 
+MAX_NODES = 50_000
+"""the maximum number of nodes of a trie: a search through all of them takes some 30 ms, and they need some 12 MB"""
+
 SHARE = "$share/"
 SYS = "$SYS/"
 CONTROL = "$CONTROL/"
@@ -137,18 +140,24 @@ class TrieNode(Generic[Value]):
 class FilterTrie(Generic[Value]):
     """A map from filters to values, which finds the values of all filters that match a topic. No filter is shared, no value None.
 
-    A search visits existing nodes, and at most two for each node of the level above. So the size of the trie bounds the cost of a
-    search, and `MAX_PLUSES` bounds the cost that one hostile filter adds. No function is recursive.
+    A search visits existing nodes, and at most two for each node of the level above. So the number of nodes bounds the cost of a
+    search: the owner adds a filter only if `has_room` permits it. No function is recursive.
     """
 
-    __slots__ = ("_count", "_root")
+    __slots__ = ("_count", "_root", "nodes")
 
     def __init__(self) -> None:
         self._root: TrieNode[Value] = TrieNode()
         self._count = 0
+        self.nodes = 0
+        """the number of nodes below the root"""
 
     def __len__(self) -> int:
         return self._count
+
+    def has_room(self, filter: str) -> bool:
+        """Whether the trie stays within `MAX_NODES` if the filter shares no nodes with other filters."""
+        return self.nodes + filter.count("/") < MAX_NODES
 
     def __setitem__(self, filter: str, value: Value) -> None:
         node = self._root
@@ -158,6 +167,7 @@ class FilterTrie(Generic[Value]):
             child = node.children.get(level)
             if child is None:
                 child = node.children[level] = TrieNode()
+                self.nodes += 1
             node = child
         self._count += node.value is None
         node.value = value
@@ -189,6 +199,7 @@ class FilterTrie(Generic[Value]):
                 break
             assert parent.children is not None
             del parent.children[level]
+            self.nodes -= 1
             if not parent.children:
                 parent.children = None
 

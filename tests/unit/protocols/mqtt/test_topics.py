@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.protocols.mqtt.topics import (
+    MAX_NODES,
     MAX_SLASHES,
     MAX_TOPIC_BYTES,
     FilterTrie,
@@ -222,7 +223,8 @@ def test_trie_finds_what_the_naive_matcher_finds(names: list[str], topic: str):
         trie[name] = name
     found, visited = trie.match(topic)
     assert sorted(found) == sorted(name for name in names if naive(name, topic))
-    assert 1 <= visited <= 1 + sum(name.count("/") + 1 for name in names)
+    assert 1 <= visited <= 1 + trie.nodes
+    assert trie.nodes == len({tuple(name.split("/")[:size]) for name in names for size in range(1, name.count("/") + 2)})
 
 
 @given(st.lists(st.tuples(st.booleans(), filters), max_size=40))
@@ -244,6 +246,7 @@ def test_trie_is_a_map(steps: list[tuple[bool, str]]):
         assert trie.get(name) == model.get(name)
     for name in list(model):
         del trie[name]
+    assert trie.nodes == 0
     assert trie._root.children is None, "an empty trie keeps no nodes"
 
 
@@ -255,6 +258,20 @@ def test_search_visits_only_existing_nodes():
     assert len(found) == 1024
     assert visited == 2047
     assert trie.match("/".join("b" * 10)) == ([1023], 11)
+
+
+def test_trie_has_room_for_a_bounded_number_of_nodes():
+    trie: FilterTrie[int] = FilterTrie()
+    number = 0
+    while trie.has_room(f"{number}" + "/+" * 99):
+        trie[f"{number}" + "/+" * 99] = number
+        number += 1
+    assert trie.nodes == MAX_NODES
+    assert not trie.has_room("a")
+    del trie["0" + "/+" * 99]
+    assert trie.nodes == MAX_NODES - 100
+    assert trie.has_room("a" + "/+" * 99)
+    assert not trie.has_room("a" + "/+" * 100)
 
 
 def test_deep_topic_needs_no_recursion():
