@@ -61,7 +61,7 @@ SEEDS = [
 
 def run(data: bytes, random: Random) -> None:
     whole = packets_of([data])
-    assert packets_of(list(cut(data, random))) == whole, "chunks change what is read"
+    assert packets_of(list(cut(data, random))) == whole, "chunks change the packets"
     for packet in whole:
         check(packet)
     assert payload_of(data_of(data)) == data

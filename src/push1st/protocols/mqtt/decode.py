@@ -56,8 +56,8 @@ MAX_CONNECT_BYTES = 128 * 1024
 MAX_KNOWN = 4096
 """the maximum number of entries in `_topics`, and in `_properties`"""
 
-# Results of the decoder for all connections, by their bytes: most clients repeat topics and properties. If one is full, it is
-# emptied. measured: a lookup takes 0.1 µs, the checks of a topic 0.6 µs, and those of one user property 2 µs.
+# Results of earlier checks by their bytes, for all connections, because most clients repeat topics and properties. A full
+# dictionary is emptied. measured: a lookup takes 0.1 µs, the checks of a topic 0.6 µs, and those of one user property 2 µs.
 _topics: dict[bytes, str] = {}
 _properties: dict[bytes, MessageProperties] = {}
 """the properties of messages, with their length before them; only properties with at most 127 bytes"""

@@ -1,4 +1,4 @@
-"""The words of MQTT: one struct for each packet, and the reason codes of MQTT 5.0. No bytes, no rules.
+"""The vocabulary of MQTT: one struct for each packet, and the reason codes of MQTT 5.0, without bytes and rules.
 
 `decode.py` makes the packets that clients send, `encode.py` writes the packets that the server sends. In older versions than 5.0
 the fields that these versions do not have keep their defaults. Structs hold no lists and no dictionaries, so no struct can be

@@ -1,4 +1,4 @@
-"""Golden packets of clients in each version of MQTT, how their bytes may be cut, and what the decoder keeps."""
+"""Golden packets of clients in each version of MQTT, input in any pieces, and the bounds of the decoder's memory."""
 
 import sys
 

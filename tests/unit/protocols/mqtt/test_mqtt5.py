@@ -41,7 +41,7 @@ def members(codes: type) -> list[Any]:
 
 
 def decoded(theirs: Any) -> ClientPacket:
-    """Decodes what mqtt5 encodes for a client."""
+    """Decodes a packet of a client that mqtt5 encodes."""
     decoder = PacketDecoder(100_000, 10)
     if isinstance(theirs, mqtt5.ConnectPacket):
         (found,) = decoder.feed(theirs.write())

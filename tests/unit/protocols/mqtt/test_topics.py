@@ -217,7 +217,7 @@ def test_filters_that_match_one_topic_overlap(one: str, other: str, topic: str):
 
 
 @given(st.lists(filters, max_size=12, unique=True), topics)
-def test_trie_finds_what_the_naive_matcher_finds(names: list[str], topic: str):
+def test_trie_finds_the_same_filters_as_the_naive_matcher(names: list[str], topic: str):
     trie: FilterTrie[str] = FilterTrie()
     for name in names:
         trie[name] = name

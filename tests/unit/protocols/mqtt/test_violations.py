@@ -1,4 +1,4 @@
-"""What breaks the protocol, with the reason code and the last packet to the client, in each version of MQTT."""
+"""Packets that break the protocol, with the reason code and the last packet to the client, in each version of MQTT."""
 
 import pytest
 
