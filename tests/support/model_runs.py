@@ -23,10 +23,10 @@ SHORT = settings(
 LONG = settings(SHORT, max_examples=200, stateful_step_count=80, database=None)
 
 
-def run(machine: type[RuleBasedStateMachine]) -> None:
-    """Runs a machine: a short time; or, with `MODEL_SECONDS`, with one seed after another until this time is over."""
+def run(machine: type[RuleBasedStateMachine], examples: int = 100) -> None:
+    """Runs a machine: some examples; or, with `MODEL_SECONDS`, with one seed after another until this time is over."""
     if not SECONDS:
-        run_state_machine_as_test(machine, settings=SHORT)
+        run_state_machine_as_test(machine, settings=settings(SHORT, max_examples=examples))
         return
     end = time.monotonic() + SECONDS
     for number in count(SEED):

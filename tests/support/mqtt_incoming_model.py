@@ -72,9 +72,10 @@ class IncomingMachine(RuleBasedStateMachine):
         """whether no worker has crashed since the session began"""
         self.saved: FlowState = FlowState()
 
-    @initialize(uses_lowest_ids=st.booleans())
-    def begin(self, uses_lowest_ids: bool) -> None:
+    @initialize(uses_lowest_ids=st.booleans(), repeats=st.booleans())
+    def begin(self, uses_lowest_ids: bool, repeats: bool) -> None:
         self.uses_lowest_ids = uses_lowest_ids
+        self.repeats = repeats
         self.connect()
 
     # The client
@@ -92,10 +93,13 @@ class IncomingMachine(RuleBasedStateMachine):
             message = self.unfinished[packet_id] = Publication(next(self.numbers), one, is_open=True)
             self.up.append(Packet(packet_id, message))
 
-    @precondition(lambda self: self.is_connected)
+    @precondition(lambda self: self.is_connected and self.repeats)
     @rule()
     def repeat(self) -> None:
-        """The client sends a message with QoS 2 again on the same connection, as old clients do."""
+        """The client sends a message with QoS 2 again on the same connection, as old clients do.
+
+        If the broker failed too, the repetition of a rejected message would be a message that the client has given up.
+        """
         for packet_id, message in self.unfinished.items():
             if message.qos == 2 and not message.has_pubrec and message.is_open:
                 self.up.append(Packet(packet_id, message, dup=True))
@@ -152,16 +156,17 @@ class IncomingMachine(RuleBasedStateMachine):
             assert self.is_connected
             assert self.unanswered.pop(0) == (packet_id, qos), "the answers have the order of the messages"
             self.down.append(("PUBACK" if qos == 1 else "PUBREC", packet_id, reason))
-        assert len(self.server._answers) == len(self.unanswered) <= BOUNDS.inflight
+        assert len(self.unanswered) <= len(self.server._answers) <= BOUNDS.inflight
 
     @precondition(lambda self: self.unconfirmed)
     @rule(data=st.data(), fails=st.sampled_from((False, False, False, True)))
     def confirm(self, data: st.DataObject, fails: bool) -> None:
         """The broker confirms a message, or fails."""
         arrival, message = self.unconfirmed.pop(data.draw(st.integers(0, len(self.unconfirmed) - 1)))
-        if not fails:
+        reason = ERROR if fails and not self.repeats else SUCCESS
+        if reason == SUCCESS:
             self.note(message)
-        self.server.confirm(arrival, ERROR if fails else SUCCESS)
+        self.server.confirm(arrival, reason)
         self.answer()
 
     def note(self, message: Publication) -> None:
@@ -196,7 +201,23 @@ class IncomingMachine(RuleBasedStateMachine):
     def reconnect(self) -> None:
         self.connect()
 
-    @rule()
+    @rule(what=st.sampled_from(("begin again", "flood", "move", "save", "save", "crash", "crash", "settle")), data=st.data())
+    def disturb(self, what: str, data: st.DataObject) -> None:
+        """Does something that happens less often."""
+        match what:
+            case "begin again":
+                self.connect_without_session()
+            case "flood":
+                self.flood()
+            case "move":
+                self.move()
+            case "save":
+                self.save()
+            case "crash":
+                self.crash(data)
+            case _:
+                self.settle()
+
     def connect_without_session(self) -> None:
         """The client connects with Clean Start: both sides forget the session."""
         self.cut()
@@ -210,7 +231,6 @@ class IncomingMachine(RuleBasedStateMachine):
         self.is_exact = True
         self.connect()
 
-    @rule()
     def flood(self) -> None:
         """The client exceeds the window, which ends the connection, and begins a new session."""
         for number in range(2 * BOUNDS.inflight):
@@ -223,7 +243,6 @@ class IncomingMachine(RuleBasedStateMachine):
         assert number <= BOUNDS.inflight
         self.connect_without_session()
 
-    @rule()
     def move(self) -> None:
         """A worker stops in order, after the broker's confirmations, and another one continues the session."""
         self.cut()
@@ -236,12 +255,10 @@ class IncomingMachine(RuleBasedStateMachine):
         assert self.server.save() == state.received
         self.connect()
 
-    @rule()
     def save(self) -> None:
         """The worker saves the session for the case of a crash."""
         self.saved = FlowState(received=self.server.save())
 
-    @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         """The worker dies, before or after the broker has received its messages. Another one continues with the saved state."""
         self.cut()
@@ -256,7 +273,6 @@ class IncomingMachine(RuleBasedStateMachine):
 
     # The end
 
-    @rule()
     def settle(self) -> None:
         """Publishes everything, and checks what was published."""
         if not self.is_connected:

@@ -28,12 +28,12 @@ ERROR = ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR
 class Client:
     """The model client: method B of §4.3.3."""
 
-    held: set[int] = field(default_factory=set)
-    """the ids of messages with QoS 2 whose PUBREL has not arrived"""
+    held: dict[int, str] = field(default_factory=dict)
+    """packet id → text of each message with QoS 2 whose PUBREL has not arrived"""
     seen: dict[str, int] = field(default_factory=dict)
-    """text → how often the client has received the message, without repetitions that the protocol detects"""
-    order: list[str] = field(default_factory=list)
-    """the texts in the order of their first arrival"""
+    """text → how often the client has accepted the message, without repetitions that the protocol detects"""
+    order: dict[str, int] = field(default_factory=dict)
+    """the texts in the order of their first arrival since the last crash, with their QoS"""
     due: list[tuple[str, int]] = field(default_factory=list)
     """the acknowledgements that the client has not sent yet: the name and the id of the packet"""
     unacknowledged: set[int] = field(default_factory=set)
@@ -42,7 +42,7 @@ class Client:
     def take(self, packet_id: int, item: Any) -> None:
         """Receives a packet of the server."""
         if item is RELEASE:
-            self.held.discard(packet_id)
+            self.held.pop(packet_id, None)
             self.due.append(("PUBCOMP", packet_id))
             return
         if item.qos == 2:
@@ -54,12 +54,11 @@ class Client:
         if item.qos == 2 and packet_id in self.held:
             return
         if item.qos == 2:
-            self.held.add(packet_id)
+            self.held[packet_id] = item.text
         self.see(item)
 
     def see(self, item: Note) -> None:
-        if item.text not in self.seen:
-            self.order.append(item.text)
+        self.order.setdefault(item.text, item.qos)
         self.seen[item.text] = self.seen.get(item.text, 0) + 1
 
 
@@ -134,15 +133,18 @@ class OutgoingMachine(RuleBasedStateMachine):
         else:
             assert not dup
             assert self.in_use[packet_id] is item
-            self.counted.add(packet_id)
 
     fresh: tuple[Note, ...] = ()
     """the messages of the current publish"""
 
+    @rule(qos=st.lists(st.integers(1, 2), min_size=2, max_size=4))
+    def publish_many(self, qos: list[int]) -> None:
+        self.publish(qos, 0, 10)
+
     @rule(
         qos=st.lists(st.integers(0, 2), min_size=1, max_size=5),
-        lifetime=st.sampled_from((0, 0, 0, 0, 1, 20)),
-        size=st.sampled_from((1, 10, 10, 40)),
+        lifetime=st.sampled_from((0, 1, 20)),
+        size=st.sampled_from((1, 10, 40)),
     )
     def publish(self, qos: list[int], lifetime: int, size: int) -> None:
         dropped = self.counts.queue_full
@@ -177,7 +179,8 @@ class OutgoingMachine(RuleBasedStateMachine):
         """The client reads packets."""
         for _ in range(min(most, len(self.down))):
             self.client.take(*self.down.popleft())
-            assert len(self.client.unacknowledged) <= max(self.maximum, 1)
+            # A late acknowledgement may free a place before the client receives the repetition of the same message.
+            assert len(self.client.unacknowledged) <= self.maximum or not self.has_few_ids
 
     @rule(data=st.data(), most=st.integers(1, 4), refuses=st.sampled_from((False, False, False, True)))
     def acknowledge(self, data: st.DataObject, most: int, refuses: bool) -> None:
@@ -187,7 +190,7 @@ class OutgoingMachine(RuleBasedStateMachine):
             reason: int = ReasonCode.SUCCESS
             if name == "PUBREC" and refuses and packet_id in self.client.held:
                 reason = ERROR
-                self.client.held.discard(packet_id)
+                self.client.seen[self.client.held.pop(packet_id)] -= 1
             if name != "PUBREC" or reason == ERROR:
                 self.client.unacknowledged.discard(packet_id)
             self.up.append((name, packet_id, reason))
@@ -224,15 +227,15 @@ class OutgoingMachine(RuleBasedStateMachine):
             self.in_use.pop(packet_id, None)
             self.counted.discard(packet_id)
 
-    @precondition(lambda self: self.maximum)
-    @rule(data=st.data(), packet_id=st.integers(1, MAX_PACKET_ID))
-    def break_the_protocol(self, data: st.DataObject, packet_id: int) -> None:
+    def break_the_protocol(self, data: st.DataObject) -> None:
         """The client sends a wrong acknowledgement. If the message exists, the server ends the connection."""
+        if not self.maximum:
+            return
         wrong = [("PUBACK", one) for one, item in self.in_use.items() if item.qos == 2]
         wrong += [("PUBREC", one) for one, item in self.in_use.items() if item.qos == 1]
         wrong += [("PUBCOMP", one) for one, item in self.in_use.items() if item is not RELEASE]
         if not wrong:
-            if packet_id not in self.in_use:
+            for packet_id in {1, 2, 3, 4} - self.in_use.keys():
                 self.server.puback([packet_id])
                 self.server.pubcomp([packet_id])
                 assert self.server.pubrec((packet_id,)) == (packet_id,)
@@ -242,11 +245,26 @@ class OutgoingMachine(RuleBasedStateMachine):
             self.apply(name, (packet_id,), ReasonCode.SUCCESS)
         self.cut()
 
+    @rule(what=st.sampled_from(("save", "wait", "unsubscribe", "break", "settle")), number=st.integers(0, 4), data=st.data())
+    def disturb(self, what: str, number: int, data: st.DataObject) -> None:
+        """Does something that happens less often."""
+        match what:
+            case "save":
+                self.save()
+            case "wait":
+                self.now += 5 * number
+            case "unsubscribe":
+                self.unsubscribe(number)
+            case "break":
+                self.break_the_protocol(data)
+            case _:
+                self.settle()
+
     # Connections
 
     @rule(
         how=st.sampled_from(("cut", "cut", "cut", "move", "crash", "clean")),
-        maximum=st.sampled_from((0, 1, 2, 3, 100)),
+        maximum=st.sampled_from((0, 1, 2, 100)),
     )
     def interrupt(self, how: str, maximum: int) -> None:
         """Ends the connection. `maximum`: the Receive Maximum of the next connection; 0: the client does not connect yet."""
@@ -267,6 +285,7 @@ class OutgoingMachine(RuleBasedStateMachine):
 
     def connect(self, maximum: int) -> None:
         self.maximum = maximum
+        self.counted = {packet_id for packet_id, item in self.in_use.items() if item is RELEASE}
         repeated = list(self.in_use.items())
         sent = self.server.attach(maximum, self.now)
         self.transmit(sent)
@@ -300,7 +319,6 @@ class OutgoingMachine(RuleBasedStateMachine):
         self.began.clear()
         self.save()
 
-    @rule(filter_number=st.integers(0, 4))
     def unsubscribe(self, filter_number: int) -> None:
         """A fifth of the messages belongs to a subscription that ends."""
 
@@ -322,7 +340,6 @@ class OutgoingMachine(RuleBasedStateMachine):
         self.server = Outgoing.restore(state, BOUNDS, self.counts, after_crash=False)
         assert self.server.save() == state
 
-    @rule()
     def save(self) -> None:
         """The worker saves the session for the case of a crash."""
         self.saved = self.server.save()
@@ -331,6 +348,9 @@ class OutgoingMachine(RuleBasedStateMachine):
     def crash(self) -> None:
         """The worker dies. Another one continues with the saved state, and with the broker's log of later messages."""
         self.crashes += 1
+        # The restored queue may contain messages that the former worker has dropped, and that come before received ones.
+        self.check_order()
+        self.client.order.clear()
         self.server = Outgoing.restore(self.saved, BOUNDS, self.counts, after_crash=True)
         self.in_use = {packet_id: RELEASE if item is None else item for packet_id, item in self.saved.inflight}
         self.began = {item.text for _, item in self.saved.inflight if item is not None}
@@ -340,16 +360,11 @@ class OutgoingMachine(RuleBasedStateMachine):
 
     # The end
 
-    @rule(seconds=st.integers(1, 15))
-    def wait(self, seconds: int) -> None:
-        self.now += seconds
-
     def missing(self) -> set[str]:
         """Returns the messages with QoS 1 and 2 that the client has not received, and should receive."""
         expected = {text for text, note in self.published.items() if note.qos}
         return expected - self.excused - self.client.seen.keys()
 
-    @rule()
     def settle(self) -> None:
         """Delivers everything, and checks what the client has received."""
         if not self.maximum:
@@ -369,11 +384,14 @@ class OutgoingMachine(RuleBasedStateMachine):
         dropped = self.counts.expired + self.counts.queue_full
         assert len(missing) == dropped if not self.crashes else len(missing) <= dropped
         assert sum(not 0 < self.published[text].expires <= self.now for text in missing) <= self.counts.queue_full
-        for qos in (0, 1, 2):
-            texts = [text for text in self.client.order if self.published[text].qos == qos]
-            assert texts == sorted(texts), "each QoS keeps its order"
+        self.check_order()
         for text, times in self.client.seen.items():
-            assert times == 1 or self.published[text].qos == 1 or (self.published[text].qos == 2 and self.crashes)
+            assert times <= 1 or self.published[text].qos == 1 or (self.published[text].qos == 2 and self.crashes)
+
+    def check_order(self) -> None:
+        for qos in (0, 1, 2):
+            texts = [text for text, one in self.client.order.items() if one == qos]
+            assert texts == sorted(texts), "each QoS keeps its order"
 
     def teardown(self) -> None:
         try:

@@ -151,7 +151,7 @@ class Incoming:
             handled += 1
             arrival.is_queued = False
             if not arrival.times:
-                continue  # after its PUBREL, a late PUBREC could seem to answer the next message with the same id
+                continue  # the client has sent PUBREL before PUBREC
             if arrival.qos == 1 or arrival.reason >= ReasonCode.UNSPECIFIED_ERROR:
                 self._unacknowledged -= 1
             ready.append((arrival.packet_id, arrival.qos, arrival.reason))
@@ -168,6 +168,9 @@ class Incoming:
             if arrival is not None and arrival.times:
                 arrival.times = 0
                 self._unacknowledged -= 1
+                if arrival.is_queued and arrival.reason != UNCONFIRMED:
+                    # The client has an earlier PUBREC. A late one could seem to answer the next message with the same id.
+                    self._answers.remove(arrival)
         if self._doubtful:
             self._doubtful = self._doubtful.difference(packet_ids)
         if not self._held:

@@ -12,9 +12,9 @@ from tests.support.mqtt_outgoing_model import OutgoingMachine
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_messages_to_clients_arrive_in_order_unless_a_counter_shows_their_loss() -> None:
-    run(OutgoingMachine)
+    run(OutgoingMachine, examples=400)
 
 
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_messages_from_clients_are_published_in_order_and_acknowledged_after_the_confirmation() -> None:
-    run(IncomingMachine)
+    run(IncomingMachine, examples=400)

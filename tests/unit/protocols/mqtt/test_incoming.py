@@ -197,6 +197,16 @@ def test_a_repetition_gets_no_pubrec_after_pubrel():
     accept(one, 1, 2)
 
 
+def test_a_repetition_takes_no_place_in_the_window_after_pubrel():
+    one = incoming()
+    accept(one, 1, 2)
+    new(one, 2, 1)
+    assert one.publish(1, 2, True) is None
+    one.pubrel((1,))
+    new(one, 3, 1)
+    new(one, 4, 1)
+
+
 # -- the window of the client
 
 
