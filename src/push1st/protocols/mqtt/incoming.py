@@ -64,7 +64,6 @@ class Incoming:
         self._unacknowledged = 0
         for arrival in self._held.values():
             arrival.times = 0
-            arrival.is_queued = False
 
     def publish(self, packet_id: int, qos: int, dup: bool = False, content: int = 0) -> Arrival | None:
         """Handles a PUBLISH with QoS 1 or 2. Returns the message to publish; None for the repetition of an earlier message.
