@@ -1,6 +1,8 @@
 """A real browser, controlled over its DevTools protocol, and a web server for its pages."""
 
+import base64
 import contextlib
+import hashlib
 import http.server
 import json
 import shutil
@@ -10,13 +12,13 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from websockets.sync.client import ClientConnection, connect
 
-from push1st import auth
-from tests.support.nodejs import MODULES
+from tests.support.nodejs import MASTER_KEY, MODULES
 from tests.support.process import DEADLINE, wait_until
+from tests.support.signing import channel_auth, hmac_hex
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
@@ -32,10 +34,13 @@ FLAGS = (
     "--remote-debugging-port=0",
 )
 HERE = Path(__file__).parent
+PUSHER_JS = MODULES / "pusher-js" / "dist" / "web"
 PUSH1ST_JS = HERE.parents[1] / "clients" / "js"
 FILES = {
     "/": (HERE / "pages" / "pusher.html", "text/html"),
-    "/pusher.js": (MODULES / "pusher-js" / "dist" / "web" / "pusher.js", "text/javascript"),
+    "/pusher.js": (PUSHER_JS / "pusher.js", "text/javascript"),
+    "/pusher-with-encryption.js": (PUSHER_JS / "pusher-with-encryption.js", "text/javascript"),
+    "/echo.js": (MODULES / "laravel-echo" / "dist" / "echo.iife.js", "text/javascript"),
     "/recovering.html": (HERE / "pages" / "recovering.html", "text/html"),
     "/push1st.html": (HERE / "pages" / "push1st.html", "text/html"),
     "/push1st_worker.js": (HERE / "pages" / "push1st_worker.js", "text/javascript"),
@@ -143,7 +148,7 @@ def browsing(program: str) -> Iterator[Browser]:
 
 
 class Pages(http.server.BaseHTTPRequestHandler):
-    """Serves the page, the library, and an endpoint that signs subscriptions like a backend."""
+    """Serves the pages, the libraries, and an endpoint that signs subscriptions and sign-ins like a backend."""
 
     def do_GET(self) -> None:
         path, kind = FILES.get(self.path, (None, ""))
@@ -153,11 +158,18 @@ class Pages(http.server.BaseHTTPRequestHandler):
             self._answer(path.read_bytes(), kind)
 
     def do_POST(self) -> None:
-        form = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        channel, data = form["channel_name"][0], form["user"][0]
-        data = data if channel.startswith("presence-") else ""
-        answer = {"auth": "app-key:" + auth.channel_signature("secret", form["socket_id"][0], channel, data)}
-        self._answer(json.dumps(answer | ({"channel_data": data} if data else {})).encode(), "application/json")
+        form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        socket_id, channel, user = form["socket_id"], form.get("channel_name"), form["user"]
+        if channel is None:
+            answer = {"auth": f"app-key:{hmac_hex('secret', f'{socket_id}::user::{user}')}", "user_data": user}
+        elif channel.startswith("presence-"):
+            answer = {"auth": channel_auth(socket_id, channel, user), "channel_data": user}
+        else:
+            answer = {"auth": channel_auth(socket_id, channel)}
+        if channel is not None and channel.startswith("private-encrypted-"):
+            secret = hashlib.sha256(channel.encode() + base64.b64decode(MASTER_KEY)).digest()
+            answer["shared_secret"] = base64.b64encode(secret).decode()
+        self._answer(json.dumps(answer).encode(), "application/json")
 
     def _answer(self, body: bytes, kind: str) -> None:
         self.send_response(200)

@@ -1,17 +1,46 @@
-"""pusher-js in a real browser recovers from dead networks and crossing closes, over WebSocket and its HTTP fallbacks."""
+"""Pages in a real browser recover from lost connections and crossing closes: pusher-js over each transport, and Laravel Echo."""
 
+import base64
+import contextlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import pytest
+from pusher.crypto import encrypt
 
 from tests.clients.browser import Browser, Tab
 from tests.support.blackhole import Blackhole, blackhole
-from tests.support.process import ServerProcess, running, wait_until
-from tests.support.recovering import BOUND, CONFIG, Publisher, PusherPages, kept, page_name, together, until_joined, verify
+from tests.support.nodejs import MASTER_KEY
+from tests.support.process import ServerProcess, merged, running, wait_until
+from tests.support.recovering import (
+    ACKNOWLEDGE,
+    BOUND,
+    CONFIG,
+    Publisher,
+    PusherPages,
+    kept,
+    page_name,
+    together,
+    until_joined,
+    until_received,
+    verify,
+)
+from tests.support.recovery import Answer
+from tests.support.valkey import Valkey
 
 ROADS = ("ws", "xhr_streaming", "xhr_polling")
+ENCRYPTED = "private-encrypted-"
+ECHO = ("", "private-", "presence-", ENCRYPTED)
+KINDS = [
+    pytest.param(("cache-", "private-cache-", "presence-cache-"), {}, id="cache channels"),
+    pytest.param((ENCRYPTED, f"{ENCRYPTED}cache-"), {}, id="encrypted channels"),
+    pytest.param(("#server-to-user-",), {}, id="the channel of a user"),
+    pytest.param(ECHO, {"broadcaster": "reverb"}, id="Laravel Echo for Reverb"),
+    pytest.param(ECHO, {"broadcaster": "pusher"}, id="Laravel Echo for Pusher"),
+]
+"""prefixes of channels, and options of the client"""
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +55,40 @@ def proxy(server: ServerProcess) -> Iterator[Blackhole]:
         yield made
 
 
+class EncryptingPublisher(Publisher):
+    """Publishes to one encrypted channel, like a library of a backend."""
+
+    def data(self, seq: int) -> dict[str, Any]:
+        found: dict[str, Any] = encrypt(self.channels[0], json.dumps(super().data(seq)), base64.b64decode(MASTER_KEY))
+        return found
+
+
 class TabPage(PusherPages):
-    """A page in a tab of the browser."""
+    """A page in a tab of the browser. client: further options of pusher-js, or of Laravel Echo if they have a `broadcaster`."""
 
     def __init__(self, browser: Browser, port: int, channels: Sequence[str], road: str, **client: Any) -> None:
         name = page_name()
         super().__init__({name: channels})
-        self.tab: Tab = browser.tab("recovering.html")
+        is_encrypted = any(one.startswith(ENCRYPTED) for one in channels)
+        self.tab: Tab = browser.tab("recovering.html" + "#encryption" * is_encrypted)
         seconds = float(self.tab.evaluate("performance.now()")) / 1000
         self._offset = time.monotonic() - seconds
         """the seconds from the clock of the page to the clock of this process"""
         hosts = {"wsHost": "127.0.0.1", "wsPort": port, "httpHost": "127.0.0.1", "httpPort": port}
         paths = {"wsPath": f"/resume/{name}", "httpPath": f"/resume/{name}/pusher"}
         options = {**hosts, **paths, "enabledTransports": [road], "activityTimeout": 1000, "pongTimeout": 1000, **client}
-        self.tab.do("start", "app-key", "secret", options, name, channels)
+        self.tab.do("start", "app-key", options, name, channels)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.tab.close()
+
+    def be_busy(self, seconds: float) -> None:
+        """Starts a script after which the page handles what the browser has received in the meantime."""
+        busy = f"const end = performance.now() + {1000 * seconds}; while (performance.now() < end);"
+        self.tab.evaluate(f"setTimeout(() => {{ {busy} }}, 0); 0")
 
     def rows(self) -> list[list[Any]]:
         rows: list[list[Any]] = self.tab.evaluate("log.splice(0)")
@@ -125,10 +168,74 @@ def test_page_in_a_browser_that_is_cut_while_its_script_is_busy_recovers(
         cuts = []
         for times, reset in enumerate((True, False), 2):
             time.sleep(BOUND)
-            page.tab.evaluate(
-                "setTimeout(() => { const end = performance.now() + 2500; while (performance.now() < end); }, 0); 0"
-            )
+            page.be_busy(2.5)
             time.sleep(2)
             cuts.append(proxy.cut(reset=reset))
             until_joined([page], times)
         verify([page], [publisher], recovered=2, repeat_seconds=BOUND + 2.5, cuts=cuts)
+
+
+@pytest.mark.parametrize(("prefixes", "client"), KINDS)
+def test_page_in_a_browser_that_is_cut_recovers(
+    browser: Browser, server: ServerProcess, proxy: Blackhole, channel: str, prefixes: Sequence[str], client: dict[str, Any]
+) -> None:
+    """The page has missed no event at the second cut, so the server sends no event again: no cached event either."""
+    channels = [prefix + channel for prefix in prefixes]
+    publishers = [
+        (EncryptingPublisher if one.startswith(ENCRYPTED) else Publisher)([server.api_port], [one], 20) for one in channels
+    ]
+    page = TabPage(browser, proxy.port, channels, "ws", **client)
+    with together(page, *publishers):
+        until_joined([page])
+        time.sleep(1.5)
+        cuts = [proxy.cut()]
+        until_joined([page], 2)
+        until_received([page], [one for publisher in publishers for one in publisher.stop()])
+        time.sleep(2 * ACKNOWLEDGE)
+        cuts.append(proxy.cut())
+        until_joined([page], 3)
+        for publisher in publishers:
+            publisher.publish()
+        verify([page], publishers, recovered=2, repeat_seconds=BOUND, cuts=cuts)
+        answers = [one for one in page.logs[0].entries if isinstance(one, Answer)]
+        assert {one.replayed for one in answers[-len(channels) :]} == {0}
+
+
+@pytest.fixture
+def machines() -> Iterator[tuple[ServerProcess, ServerProcess]]:
+    """Two servers with one broker; a test stops the first one."""
+    with contextlib.closing(Valkey()) as valkey:
+        config = merged(CONFIG, {"broker": valkey.url})
+        with running(config, kept()) as first, running(config, kept()) as second:
+            yield first, second
+
+
+@pytest.mark.parametrize("crosses", [True, False], ids=["closes too", "is busy"])
+def test_page_in_a_browser_recovers_from_a_server_that_stops_while_the_page(
+    browser: Browser, machines: tuple[ServerProcess, ServerProcess], channel: str, crosses: bool
+) -> None:
+    """crosses: the close frames of the page and of the server cross, so the frame of the page is no answer to the other frame.
+
+    Otherwise, the browser answers the close frame of the server while the script of the page has not received the last events.
+    """
+    first, second = machines
+    with blackhole(first.ws_port) as proxy:
+        page = TabPage(browser, proxy.port, [channel], "ws", activityTimeout=60_000)
+        publisher = Publisher([second.api_port], [channel], 100)
+        with together(page, publisher):
+            until_joined([page])
+            time.sleep(BOUND)
+            proxy.target = second.ws_port
+            if crosses:
+                cuts = [proxy.freeze(later=False)]
+                first.signal()
+                wait_until(lambda: "waiting for connections to close" in first.output, "the server has sent its close frame")
+                page.tab.evaluate("pusher.disconnect(); pusher.connect()")
+                proxy.thaw()
+            else:
+                cuts = []
+                page.be_busy(2.5)
+                first.signal()
+            first.wait()
+            until_joined([page], 2)
+            verify([page], [publisher], recovered=1, repeat_seconds=BOUND if crosses else 0, cuts=cuts)

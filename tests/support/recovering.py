@@ -110,8 +110,7 @@ class Publisher:
     def publish(self, **fields: Any) -> list[Sent]:
         """Publishes one event to all channels, and repeats the request until it is confirmed."""
         seq, key, began = next(self._numbers), secrets.token_hex(16), time.monotonic()
-        data = {"seq": seq, **({"x": self._padding} if self._padding else {})}
-        body = json.dumps({"name": "e", "channels": self.channels, "data": data, "idempotency_key": key, **fields})
+        body = json.dumps({"name": "e", "channels": self.channels, "data": self.data(seq), "idempotency_key": key, **fields})
         confirmed, attempts = None, 0
         while confirmed is None and (not attempts or not self._is_over.is_set()):
             attempts += 1
@@ -122,6 +121,10 @@ class Publisher:
         sent = [Sent(channel, seq, began, confirmed, attempts) for channel in self.channels]
         self.published += sent
         return sent
+
+    def data(self, seq: int) -> dict[str, Any]:
+        """Returns the data of one event."""
+        return {"seq": seq, **({"x": self._padding} if self._padding else {})}
 
     def _request(self, body: str) -> bool:
         if self._connection is None:
