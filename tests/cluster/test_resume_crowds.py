@@ -71,31 +71,36 @@ import time
 real = time.time_ns
 def shifted():
     with open({file!r}) as file:
-        return real() + int(file.read() or 0)
+        return real() + int(file.read())
 time.time_ns = shifted
 time.time = lambda: shifted() / 1e9
 """
 
 
 @pytest.fixture
-def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes a file with the nanoseconds by which the wall clock of the servers is shifted that start after the call."""
+def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[int], object]]:
+    """Makes a function that shifts the wall clock of the servers that start after the call, by a number of seconds."""
 
-    def make(name: str) -> Path:
+    def make(name: str) -> Callable[[int], object]:
         folder = tmp_path / name
         folder.mkdir()
-        file = folder / "shift"
-        file.write_text("0")
+        file, new = folder / "shift", folder / "new"
+
+        def shift(seconds: int) -> None:
+            new.write_text(str(seconds * 10**9))
+            new.replace(file)  # in one step, because a server that reads an empty file has no shift for a moment
+
+        shift(0)
         (folder / "sitecustomize.py").write_text(SITE.format(file=str(file)))
         monkeypatch.setenv("PYTHONPATH", str(folder))
-        return file
+        return shift
 
     return make
 
 
 @pytest.mark.parametrize("broker", ["memory", pytest.param("Valkey", marks=pytest.mark.long)])
 def test_clock_that_is_set_back_half_an_hour_loses_nothing(
-    valkey: Valkey, clock: Callable[[str], Path], channel: str, broker: str
+    valkey: Valkey, clock: Callable[[str], Callable[[int], object]], channel: str, broker: str
 ) -> None:
     """Offsets, and not times, order the messages."""
     config = CONFIG if broker == "memory" else CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
@@ -106,25 +111,25 @@ def test_clock_that_is_set_back_half_an_hour_loses_nothing(
         with together(*clients, publisher):
             until_joined(clients)
             time.sleep(2 * ACKNOWLEDGE)
-            shift.write_text(str(-1800 * 10**9))
+            shift(-1800)
             time.sleep(1)
             cuts = [proxy.cut()]
             until_joined(clients, 2)
             time.sleep(2 * ACKNOWLEDGE)
-            shift.write_text(str(-1790 * 10**9))
+            shift(-1790)
             cuts.append(proxy.cut())
             until_joined(clients, 3)
             verify(clients, [publisher], recovered=2, repeat_seconds=BOUND, cuts=cuts)
 
 
 def test_machines_whose_clocks_differ_by_five_seconds_resume_each_other_s_clients(
-    valkey: Valkey, clock: Callable[[str], Path], channel: str
+    valkey: Valkey, clock: Callable[[str], Callable[[int], object]], channel: str
 ) -> None:
     config = CONFIG | {"broker": f"{valkey.url}?prefix=shop"}
     with contextlib.ExitStack() as stack:
         clock("one")
         one = stack.enter_context(running(config, kept()))
-        clock("two").write_text(str(-5 * 10**9))
+        clock("two")(-5)
         two = stack.enter_context(running(config, kept()))
         proxy = stack.enter_context(blackhole(one.ws_port))
         clients: list[Clients] = [kind(proxy.port, [channel]) for kind in (PageClient, RawClient, StreamClient)]
