@@ -103,7 +103,7 @@ class OutgoingMachine(RuleBasedStateMachine):
         self.server = Outgoing.restore(self.saved, BOUNDS, self.counts, after_crash=False)
         self.connect(100)
 
-    # What the server sends
+    # Packets to the client
 
     def transmit(self, sent: list[Sent[Note]]) -> None:
         """Checks packets of the server, and puts them on their way."""
