@@ -143,14 +143,15 @@ async def _publish_slowly(
     waiting: the publishes that are not complete; all publishes if the request has an idempotency key or requests attributes.
     reach: the arguments `exclude` and `options` of `Controller.reach`, if the answer needs the exact number of receivers.
     """
-    narrowed = reach is not None and not all(isinstance(one, Published) for one in waiting.values())
     results = dict(zip(waiting, await _all(waiting.values()), strict=True))
     header = count_repeats(results.values(), call.node.metrics) if key else b""
     if attributes:
         infos = {name: await channel_info(call, name, attributes, result) for name, result in results.items()}
         return answer({"channels": infos}, header)
     counts |= {name: result.count for name, result in results.items()}
-    if narrowed and reach:  # the counts of a shared broker include the excluded connections
+    if reach and not all(
+        isinstance(one, Published) for one in waiting.values()
+    ):  # the counts of a shared broker include the excluded connections
         counts = {name: await call.node.controller.reach(call.app, name, *reach) for name in counts}
     if header:
         id = max(result.repeats for result in results.values())
