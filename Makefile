@@ -59,7 +59,7 @@ model: $(INSTALLED) ## look for missed messages in histories, with pages and wit
 
 model-cluster: $(INSTALLED) ## drive a cluster through thousands of random joins, crashes and broker restarts; hours
 	@seed=$$$$; echo "model-cluster: make model-cluster ARGS=--hypothesis-seed=$$seed does the same again"; \
-		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py
+		MODEL_EXAMPLES=$${MODEL_EXAMPLES:-5000} $(BIN)/python -m pytest -m '' --timeout 7200 --hypothesis-seed=$$seed $(ARGS) tests/cluster/test_model.py tests/cluster/test_mqtt_model.py
 
 coverage: $(INSTALLED) ## measure which branches the unit and contract tests take; fails under the floor in pyproject.toml
 	@echo "coverage: tests/unit and tests/contract, in one process"

@@ -9,6 +9,7 @@
     python bench/bench.py --suite pages          the cost of the acknowledgements of 10,000 pages: about six minutes
     python bench/bench.py --suite sse            server-sent events, compared with WebSockets and nchan: about seven minutes
     python bench/bench.py --instructions         instructions of a publish, a delivery and a connection: two minutes
+    python bench/bench.py --mqtt                 MQTT, compared with mosquitto: about ten minutes
 
 A `Suite` is a set of measurements (suites.py). A run starts one server under one kind of load, and the load
 generator (bench/load.c) prints its counters. A round runs all kinds of load, and each kind of load with all servers, so that
@@ -39,6 +40,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of one second, 2,000 idle connections")
     parser.add_argument("--suite", choices=SUITES, default="alone", help="what to measure; alone: single servers")
     parser.add_argument("--cluster", action="store_true", help="the same as --suite cluster: two nodes and a broker each")
+    parser.add_argument("--mqtt", action="store_true", help="the same as --suite mqtt")
+    parser.add_argument("--mqtt5", action="store_true", help="MQTT clients speak 5.0 instead of 3.1.1")
     words = {name: (",".join(suite.names), ",".join(run.name for run in suite.runs)) for name, suite in SUITES.items()}
     kinds, loads = ("; ".join(f"{suite}: {word[number]}" for suite, word in words.items()) for number in (0, 1))
     parser.add_argument("--only", metavar="NAMES", help=f"some servers of the suite; {kinds}")
@@ -70,10 +73,10 @@ def arguments() -> argparse.Namespace:
     options.rounds = options.rounds or (1 if options.quick else 3)
     options.seconds = options.seconds or (1.0 if options.quick else 5.0)
     options.connections = min(options.connections or (2_000 if options.quick else 10_000), raise_file_limit() - 100)
-    suite = options.suite = SUITES["cluster" if options.cluster else options.suite]
+    suite = options.suite = SUITES["cluster" if options.cluster else "mqtt" if options.mqtt else options.suite]
     if options.before and suite.compared[2] != "before":
         parser.error("--before compares single servers or clusters")
-    names = [name for name in suite.names if name != "alone" or options.workers > 1]
+    names = [name for name in suite.names if not name.endswith("alone") or options.workers > 1]
     options.only = [name for name in names if not options.only or name in options.only.split(",")]
     options.only += list(EARLIER) if options.before else []
     options.runs = [run for run in suite.runs if not options.runs or run.name in options.runs.split(",")]

@@ -2,6 +2,7 @@
 
     python bench/fairness.py                         every flood, one worker: about four minutes
     python bench/fairness.py --workers 2             the same with two
+    python bench/fairness.py --mqtt                  the floods over MQTT
     python bench/fairness.py --only pings,health     some of the floods
     python bench/fairness.py --connections 2000      the same from many connections
     python bench/fairness.py --command OLD/push1st   another build
@@ -30,13 +31,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from floods import APP, FLOODS, KEY, frame, handshake, post
+from floods import APP, FLOODS, KEY, MQTT_FLOODS, frame, handshake, post
 from installing import HERE
-from servers import family, free_port, machine, raise_file_limit
+from servers import accepts, family, free_port, machine, raise_file_limit
 
 SUBSCRIBERS = 20
 PERIOD = 0.025
 """seconds between two events, and between two calls of /health"""
+MQTT = ", proto: [ pusher, websocket, mqtt ], mqtt: {{ listen: [ 'tcp://127.0.0.1:{0}' ], push: [ public ], publishes: 0 }}"
 WARM_UP = 0.5
 START_SECONDS = 20
 EXTRA_MS = 100
@@ -69,14 +71,14 @@ class Row:
     seconds: float
 
 
-def configuration(folder: Path, websocket: int, api: int, tls: bool, workers: int) -> None:
+def configuration(folder: Path, websocket: int, api: int, tls: bool, mqtt: int, workers: int) -> None:
     (folder / "app.yml").write_text(
         f"{APP}:\n  key: {KEY}\n  secret: secret\n  options: {{ client-messages: true, subscription-count: true }}\n"
         "  channels: [ public, private, presence ]\n"
     )
     (folder / "server.yml").write_text(
         f"server: {{ listen: 'tcp://127.0.0.1:{websocket}', drain: 0, workers: {workers},"
-        f" ssl: {{ enable: {str(tls).lower()} }} }}\n"
+        f" ssl: {{ enable: {str(tls).lower()} }}" + (MQTT.format(mqtt) if mqtt else "") + " }\n"
         f"api: {{ listen: 'tcp://127.0.0.1:{api}' }}\ncredentials: [ app.yml ]\n"
     )
 
@@ -84,11 +86,12 @@ def configuration(folder: Path, websocket: int, api: int, tls: bool, workers: in
 class Server:
     """A server of the build under test."""
 
-    def __init__(self, command: str, tls: bool, workers: int) -> None:
+    def __init__(self, command: str, tls: bool, mqtt: bool, workers: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="push1st-fairness-"))
         self.websocket, self.api = free_port(), free_port()
+        self.mqtt = free_port() if mqtt else 0
         self.tls = tls
-        configuration(self.folder, self.websocket, self.api, tls, workers)
+        configuration(self.folder, self.websocket, self.api, tls, self.mqtt, workers)
         self.log = (self.folder / "log").open("wb")
         pinned = ["taskset", "-c", "0"] if workers == 1 and shutil.which("taskset") else []
         self.process = subprocess.Popen(
@@ -102,6 +105,9 @@ class Server:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the server did not start: {(self.folder / 'log').read_text()[-500:]}")
             time.sleep(0.05)
+        if self.mqtt and not accepts(self.mqtt):
+            self.stop()
+            raise SystemExit("the server opens no MQTT port")
 
     def pids(self) -> set[int]:
         return set(family(self.process.pid))
@@ -232,7 +238,7 @@ async def measure(name: str, server: Server, seconds: float, warm_up: float, con
     await asyncio.sleep(warm_up)
     flood = None
     if name:
-        ports = [str(server.websocket), str(server.api), str(server.websocket)]
+        ports = [str(server.websocket), str(server.api), str(server.websocket), str(server.mqtt)]
         program = sys.executable, str(HERE / "floods.py"), name, *ports, *([str(connections)] if connections else [])
         flood = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE)
         await asyncio.sleep(WARM_UP)
@@ -287,12 +293,15 @@ def line(row: Row, base: Row | None) -> tuple[str, bool]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="floods, separated by commas: " + ", ".join(FLOODS))
+    parser.add_argument("--mqtt", action="store_true", help="the floods over MQTT, instead of the others")
     parser.add_argument("--workers", type=int, default=1, help="processes of the server")
     parser.add_argument("--seconds", type=float, default=4, help="of each flood")
     parser.add_argument("--connections", type=int, default=0, help="of each flood")
     parser.add_argument("--command", default=str(HERE.parent / ".venv" / "bin" / "push1st"), help="the server to start")
     options = parser.parse_args()
-    names = [name for name in options.only.split(",") if name] or list(FLOODS)
+    names = [name for name in options.only.split(",") if name] or [
+        name for name in FLOODS if (name in MQTT_FLOODS) == options.mqtt
+    ]
     unknown = [name for name in names if name not in FLOODS]
     if unknown:
         parser.error(f"no such flood: {', '.join(unknown)}; there are {', '.join(FLOODS)}")
@@ -307,13 +316,13 @@ def main() -> None:
     )
     print(" MB/s | connections | CPU ms a MB | goal |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     missed = 0
-    for tls in (False, True):
-        chosen = [name for name in names if (FLOODS[name].port == "tls") == tls]
+    for tls, mqtt in ((False, False), (True, False), (False, True)):
+        chosen = [name for name in names if (FLOODS[name].port == "tls", FLOODS[name].port == "mqtt") == (tls, mqtt)]
         if not chosen:
             continue
         base: Row | None = None
         for name in ("", *chosen):
-            server = Server(options.command, tls, options.workers)
+            server = Server(options.command, tls, mqtt, options.workers)
             try:
                 row = asyncio.run(measure(name, server, options.seconds, WARM_UP, options.connections))
             finally:

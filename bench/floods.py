@@ -1,6 +1,6 @@
 """Floods: each kind of input that a client can send without a pause, and the process that sends it.
 
-    python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT [CONNECTIONS]
+    python bench/floods.py NAME WEBSOCKET_PORT API_PORT TLS_PORT MQTT_PORT [CONNECTIONS]
 
 The process keeps `CONNECTIONS` connections open (a flood may need more), sends on each as fast as the server reads, and replaces
 a connection as soon as the server ends it. On SIGTERM the process prints one line of JSON: bytes sent, connections opened. It
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from publishes import mqtt_body, mqtt_packet
 from servers import raise_file_limit
 
 KEY, SECRET, APP = "app-key", "secret", "app-test"
@@ -71,6 +72,31 @@ def signature(text: str) -> str:
     return f"{KEY}:{hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).hexdigest()}"
 
 
+def mqtt_text(text: str) -> bytes:
+    return len(text.encode()).to_bytes(2, "big") + text.encode()
+
+
+def mqtt_connect(level: int = 4, client: str = "", password: str = "", will: str = "") -> bytes:
+    """Returns a CONNECT (§3.1) with a clean session and the app's key as the user name.
+
+    level: 4 for MQTT 3.1.1, 5 for 5.0. will: the topic of a will.
+    """
+    flags = 0x82 | (0x40 if password else 0) | (0x04 if will else 0)
+    properties = b"\0" * (level == 5)
+    body = mqtt_text("MQTT") + bytes((level, flags, 0, 0)) + properties + mqtt_text(client)
+    if will:
+        body += properties + mqtt_text(will) + mqtt_text("gone")
+    return mqtt_body(0x10, body + mqtt_text(KEY) + (mqtt_text(password) if password else b""))
+
+
+def mqtt_subscribe(*filters: str) -> bytes:
+    return mqtt_body(0x82, b"\0\1" + b"".join(mqtt_text(one) + b"\1" for one in filters))
+
+
+def mqtt_unsubscribe(*filters: str) -> bytes:
+    return mqtt_body(0xA2, b"\0\1" + b"".join(mqtt_text(one) for one in filters))
+
+
 PUSHER = handshake(f"/app/{KEY}?protocol=7")
 RAW = handshake(f"/ws/app/{KEY}/flood")
 
@@ -80,7 +106,7 @@ class Flood:
     """One kind of flood.
 
     opening: sent first. repeated: returns the bytes to repeat, from the connection's socket id ("" if it has none).
-    port: of the WebSockets, the API, or TLS. connections: kept open. reads: whether the client reads the answers.
+    port: of the WebSockets, the API, TLS, or MQTT. connections: kept open. reads: whether the client reads the answers.
     """
 
     what: str
@@ -121,6 +147,61 @@ RAW_EVENT = frame(1, json.dumps({"event": "e", "channel": "flood", "data": "x" *
 OFFER = b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
 CHUNKED = f"POST /apps/{APP}/events HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
 FALLBACK = f"/app/{KEY}/1/floodflood"
+DEVICE, DEVICE_5 = mqtt_connect(), mqtt_connect(5)
+PINGREQ, DISCONNECT = b"\xc0\0", b"\xe0\0"
+READING = mqtt_packet(4, 0, "flood", "x" * 100)
+FILTERS = [f"flood/{number}" for number in range(1000)]
+RETAINED = b"".join(b"\x31" + mqtt_packet(4, 0, f"flood/{number}", "x" * 1000)[1:] for number in range(100))
+PROPERTIES = b"".join(b"\x26" + mqtt_text("k") + mqtt_text("v") for _ in range(1000))
+PROPERTIES = bytes((len(PROPERTIES) & 127 | 128, len(PROPERTIES) >> 7)) + PROPERTIES  # §1.5.5
+
+
+def device(what: str, unit: bytes, opening: bytes = DEVICE, start: bytes = b"", reads: bool = True) -> Flood:
+    """A flood of a connected MQTT client."""
+    return Flood(f"MQTT: {what}", opening, of(unit), "mqtt", reads=reads, start=start)
+
+
+MQTT_FLOODS: dict[str, Flood] = {
+    "mqtt-pings": device("PINGREQ", PINGREQ),
+    "mqtt-no-reader": device("PINGREQ of a client that reads nothing", PINGREQ, reads=False),
+    "mqtt-publishes-0": device("publishes, QoS 0", READING),
+    "mqtt-publishes-1": device("publishes, QoS 1, with the same packet id", mqtt_packet(4, 1, "flood", "x" * 100, 1)),
+    "mqtt-publishes-2": device(
+        "publishes, QoS 2, each with its PUBREL", mqtt_packet(4, 2, "flood", "x" * 100, 1) + b"\x62\2\0\1"
+    ),
+    "mqtt-repeats-2": device("repetitions of a publish, QoS 2", b"\x3c" + mqtt_packet(4, 2, "flood", "x" * 100, 1)[1:]),
+    "mqtt-retained": device("publishes that are retained, on 100 topics", RETAINED),
+    "mqtt-large-publishes": device("publishes of 60 KB", mqtt_packet(4, 0, "flood", "x" * 60_000)),
+    "mqtt-too-large": device("publishes above the limit", mqtt_packet(4, 0, "flood", "x" * 100_000)),
+    "mqtt-properties": device("publishes with 1,000 user properties", mqtt_body(0x30, mqtt_text("flood") + PROPERTIES), DEVICE_5),
+    "mqtt-pubacks": device("PUBACK of an unknown packet id", b"\x40\2\0\1"),
+    "mqtt-pubrecs": device("PUBREC of an unknown packet id", b"\x50\2\0\1"),
+    "mqtt-pubrels": device("PUBREL of an unknown packet id", b"\x62\2\0\1"),
+    "mqtt-pubcomps": device("PUBCOMP of an unknown packet id", b"\x70\2\0\1"),
+    "mqtt-subscribes": device("subscribe and unsubscribe", mqtt_subscribe("counted") + mqtt_unsubscribe("counted")),
+    "mqtt-wildcards": device(
+        "subscribe to wildcards and unsubscribe", mqtt_subscribe("+/" * 16 + "#") + mqtt_unsubscribe("+/" * 16 + "#")
+    ),
+    "mqtt-filters": device(
+        "SUBSCRIBE with 1,000 filters, and UNSUBSCRIBE", mqtt_subscribe(*FILTERS) + mqtt_unsubscribe(*FILTERS)
+    ),
+    "mqtt-shared": device(
+        "subscribe to a shared group and leave it", mqtt_subscribe("$share/g/c") + mqtt_unsubscribe("$share/g/c")
+    ),
+    "mqtt-retained-storm": device("subscribe to 100 retained messages again and again", mqtt_subscribe("#"), start=RETAINED),
+    "mqtt-own-publishes": device("publishes that return to the publisher", READING, start=mqtt_subscribe("flood")),
+    "mqtt-auth": device("AUTH packets", b"\xf0\0", DEVICE_5),
+    "mqtt-connects": Flood("MQTT: connect, subscribe, disconnect", b"", of(DEVICE + mqtt_subscribe("c") + DISCONNECT), "mqtt"),
+    "mqtt-connect-twice": device("a second CONNECT", DEVICE),
+    "mqtt-takeovers": device("connections that take over one session", PINGREQ, mqtt_connect(client="flood")),
+    "mqtt-wills": device("connections that end with a will", b"\0\0", mqtt_connect(will="flood")),
+    "mqtt-wrong-passwords": Flood("MQTT: connect with a wrong password", b"", of(mqtt_connect(password="wrong")), "mqtt"),
+    "mqtt-malformed": device("packets of type 0", b"\0\0"),
+    "mqtt-first-256-mb": Flood("MQTT: a first packet of 256 MB", b"", of(b"\0" * 1000), "mqtt", start=b"\x10\xff\xff\xff\x7f"),
+    "mqtt-no-mqtt": Flood("MQTT: HTTP requests on the MQTT port", b"", of(b"GET / HTTP/1.1\r\n\r\n"), "mqtt"),
+    "mqtt-half": Flood("MQTT: connections with half a CONNECT", DEVICE[:9], port="mqtt", connections=HELD),
+    "mqtt-silent": Flood("MQTT: connections that send nothing", port="mqtt", connections=HELD),
+}
 FLOODS: dict[str, Flood] = {
     "pings": Flood("empty WebSocket pings", PUSHER, of(frame(9, b""))),
     "pongs": Flood("empty WebSocket pongs", PUSHER, of(frame(10, b""))),
@@ -164,6 +245,7 @@ FLOODS: dict[str, Flood] = {
     "tls-handshakes": Flood("TLS handshakes without a pause", port="tls"),
     "tls-pings": Flood("empty pings, one a TLS record", PUSHER, of(frame(9, b"")), "tls"),
     "tls-requests": Flood("pipelined GET /health over TLS", b"", of(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"), "tls"),
+    **MQTT_FLOODS,
 }
 
 
@@ -252,6 +334,8 @@ class Stream:
     def _next(self) -> bytes:
         if self.repeated is not None:
             return self.repeated
+        if self.flood.port == "mqtt" and self.flood.opening and self.flood.repeated("") and self.flood.reads and not self.heard:
+            return b""  # before CONNACK
         socket_id = ""
         if self.flood.opening == PUSHER and self.flood.reads:
             _, found, rest = self.heard.partition(b'socket_id\\":\\"')
@@ -332,11 +416,11 @@ def yield_cores() -> None:
 
 
 def main() -> None:
-    name, websocket, api, tls, *connections = sys.argv[1:]
+    name, websocket, api, tls, mqtt, *connections = sys.argv[1:]
     yield_cores()
     flood = replace(FLOODS[name], connections=int(connections[0])) if connections else FLOODS[name]
     raise_file_limit()
-    sender = Sender(flood, {"websocket": int(websocket), "api": int(api), "tls": int(tls)})
+    sender = Sender(flood, {"websocket": int(websocket), "api": int(api), "tls": int(tls), "mqtt": int(mqtt)})
 
     def stop(*_: object) -> None:
         sender.over = True

@@ -1,6 +1,6 @@
 """Measures the delay, CPU and memory of a broker between two nodes, compared with a single server.
 
-    python bench/hop.py [--rounds 5] [--seconds 5] [--rate 0]
+    python bench/hop.py [--rounds 5] [--seconds 5] [--rate 0] [--mqtt]
 
 The delay of an event counts from the moment at which its publish was due until the subscriber has received it. It is measured
 with a single server, and with two nodes of one worker each, where events are published to one node for subscribers of the other.
@@ -24,13 +24,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import uvloop
 from installing import HERE, CannotRun, compiled
-from publishes import APP, EVENT, KEY, PAYLOAD
-from servers import Peer, Running, broker_version, machine, push1st, raise_file_limit, running, write_requests
+from publishes import APP, EVENT, KEY, PAYLOAD, mqtt_packet
+from servers import Peer, Running, broker_version, machine, push1st, raise_file_limit, running, with_mqtt, write_requests
 
 from push1st.brokers.local_roster import LocalRoster
 from tests.support.valkey import Valkey
@@ -46,9 +47,14 @@ DATA = "x" * PAYLOAD
 
 def load(server: Running, folder: Path, seconds: float, **options: int) -> dict[str, float]:
     """Returns the counters of load.c for publishes to the first node and subscribers on the last one."""
+    mqtt = server.peer.mqtt
+    packet = partial(mqtt_packet, 4, 0) if mqtt else None
     words = {
-        "port": server.ports[-1],
-        "api": server.apis[0],
+        "port": (server.mqtts if mqtt else server.ports)[-1],
+        "api": (server.mqtts if mqtt else server.apis)[0],
+        "mqtt": 4 * mqtt,
+        "publish_mqtt": 4 * mqtt,
+        **server.peer.client,
         "path": server.peer.path,
         "pids": ":".join(map(str, server.pids)),
         "seconds": seconds,
@@ -57,7 +63,7 @@ def load(server: Running, folder: Path, seconds: float, **options: int) -> dict[
         "n": CHANNELS,
         "channels": CHANNELS,
         "publishers": CONNECTIONS,
-        "file": write_requests(folder / "requests", server.peer, CHANNELS, IDS, signed=False),
+        "file": write_requests(folder / "requests", server.peer, CHANNELS, IDS, False, packet),
         **options,
     }
     command = [str(compiled(HERE / "load.c")), "publish", *(f"{key}={value}" for key, value in words.items())]
@@ -203,14 +209,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--seconds", type=float, default=5, metavar="S", help="how long each measurement takes")
     parser.add_argument("--rate", type=int, default=0, metavar="N", help="publishes a second; half of the most by default")
+    parser.add_argument("--mqtt", action="store_true", help="only the delay, with clients that speak MQTT 3.1.1, and QoS 0")
     options = parser.parse_args()
     raise_file_limit()
-    alone, pair = push1st(1, ""), push1st(1, "", nodes=2)
+    alone, pair = (with_mqtt(1, "", nodes) if options.mqtt else push1st(1, "", nodes) for nodes in (1, 2))
     about = machine()
     print(f"{about['date']}; {about['cpu']}, {about['cores']} cores; Push1st {pair.version}; {broker_version()} on TCP; loopback")
     try:
         with tempfile.TemporaryDirectory(prefix="push1st-bench-") as folder:
             hop(alone, pair, options, Path(folder))
+        if options.mqtt:
+            return 0
         with running(pair) as server:
             uvloop.run(rates(server, options.seconds))
     except CannotRun as error:

@@ -16,6 +16,9 @@ BUILD = HERE / ".build"
 NODE = BUILD / "node"
 NCHAN = BUILD / "nchan"
 NCHAN_MODULE = "usr/lib/nginx/modules/ngx_nchan_module.so"
+MOSQUITTO = BUILD / "mosquitto"
+MOSQUITTO_LIBRARIES = ("libcjson1", "libdlt2", "libwrap0", "libmosquitto1")
+"""packages that mosquitto needs, and that a system without mosquitto often lacks"""
 
 
 class CannotRun(Exception):
@@ -75,26 +78,43 @@ def node_package(name: str) -> str:
     return str(json.loads(installed.read_text())["version"])
 
 
+def unpack(folder: Path, *packages: str) -> None:
+    """Fetches packages of Debian into a folder, and unpacks their files into its subfolder `root`."""
+    if not shutil.which("apt-get"):
+        raise CannotRun(f"apt-get: not found (the bench takes {packages[-1]} from Debian)")
+    print(f"bench: fetching {', '.join(packages)} from Debian into bench/.build (once, 1 MB)", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    download = ("apt-get", "download", *packages)
+    try:
+        run(*download, cwd=folder)
+    except CannotRun:
+        if os.geteuid():
+            raise
+        run("apt-get", "update")
+        run(*download, cwd=folder)
+    for package in folder.glob("*.deb"):
+        run("dpkg-deb", "-x", package, folder / "root")
+
+
+def mosquitto() -> tuple[Path, Path]:
+    """Unpacks mosquitto and its libraries from Debian's packages, once; returns the program and the folder of its libraries."""
+    program = MOSQUITTO / "root/usr/sbin/mosquitto"
+    if not program.exists():
+        unpack(MOSQUITTO, *MOSQUITTO_LIBRARIES, "mosquitto")
+    if not program.exists():
+        raise CannotRun("Debian's mosquitto package holds no /usr/sbin/mosquitto")
+    for library in MOSQUITTO.glob("root/usr/lib/*/libcjson.so.1"):
+        return program, library.parent
+    raise CannotRun("Debian's libcjson1 package holds no libcjson.so.1")
+
+
 def nginx() -> Path:
     """Unpacks nginx and its nchan module from Debian's packages, once."""
     program = NCHAN / "root/usr/sbin/nginx"
     if program.exists():
         return program
-    if not shutil.which("apt-get"):
-        raise CannotRun("apt-get: not found (the bench takes nchan from Debian)")
-    print("bench: fetching nginx and nchan from Debian into bench/.build (once, 1 MB)", file=sys.stderr)
-    shutil.rmtree(NCHAN, ignore_errors=True)
-    NCHAN.mkdir(parents=True)
-    packages = ("apt-get", "download", "nginx", "libnginx-mod-nchan")
-    try:
-        run(*packages, cwd=NCHAN)
-    except CannotRun:
-        if os.geteuid():
-            raise
-        run("apt-get", "update")
-        run(*packages, cwd=NCHAN)
-    for package in NCHAN.glob("*.deb"):
-        run("dpkg-deb", "-x", package, NCHAN / "root")
+    unpack(NCHAN, "nginx", "libnginx-mod-nchan")
     if not program.exists():
         raise CannotRun("Debian's nginx package holds no /usr/sbin/nginx")
     # nchan wants this folder, whatever the configuration says, and only an installed nginx has it. In our own copy a name of the

@@ -70,8 +70,8 @@ def counted(peer: Peer) -> Iterator[Counted]:
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/callgrind.%p", "--trace-children=no", "--quiet"]
     plain = peer.command
 
-    def command(files: Path, port: int, api: int, broker: int) -> list[str]:
-        return [*valgrind, *plain(files, port, api, broker)]
+    def command(files: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:
+        return [*valgrind, *plain(files, port, api, broker, mqtt)]
 
     try:
         slow = replace(peer, command=command, environment=peer.environment | {"PYTHONHASHSEED": "0"})

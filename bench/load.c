@@ -1,4 +1,4 @@
-/* The load generator: many WebSocket subscribers and a few HTTP publishers in one epoll thread, counting frames in C.
+/* The load generator: many WebSocket or MQTT subscribers and a few HTTP or MQTT publishers in one epoll thread, which counts frames.
  *
  *     load MODE name=value …          prints one JSON line, and what went wrong on stderr
  *
@@ -22,6 +22,13 @@
  * pages: `%p` in `path` stands for a page's name, and a client is ready when each channel has resumed, or has not. With `sse=1`
  * they read server-sent events: a client is ready after the first block, and an event is a block of at least `least` bytes with
  * a `~`. With `each=20`, each client subscribes to 20 of the channels, and receives a publish on each of them.
+ *
+ * With `mqtt=4` (3.1.1) or `mqtt=5`, the clients speak MQTT: a client is ready when its SUBSCRIBE for `filter` with `qos` is
+ * acknowledged, and an event is a PUBLISH of at least `least` bytes. A client acknowledges the events of one read with one write.
+ * With `clean=0`, its session is persistent. `absent=10000` more clients with such sessions connect and leave before the run.
+ * `user` and `password` are in each CONNECT.
+ * With `publish_mqtt=4` or 5, the publishers speak MQTT, and the file has PUBLISH packets. With `qos=0` only `backlog` holds them
+ * back; with `qos=1` each has at most `window` unacknowledged publishes too.
  *
  * `port` and `api` may be several, 1:2:3, of several nodes: clients and publishers take them in turn.
  *
@@ -74,9 +81,11 @@ struct member { /* a client's part in the run of joins */
 };
 
 struct publisher {
-    int fd, busy;
+    int fd, busy; /* requests without an answer */
     size_t have;
-    char answer[8192];
+    uint16_t packet_id;
+    size_t unsent; /* bytes in `rest`, which the socket did not take yet */
+    char answer[8192], rest[1024];
 };
 
 struct request {
@@ -92,8 +101,9 @@ struct mark { /* everything counted, at one moment */
 
 /* What may be said on the command line. */
 static const char *host = "127.0.0.1", *path = "/", *file = NULL, *pids = "", *ports = "", *apis = "", *key = "", *secret = "";
-static const char *victims = "";
+static const char *victims = "", *filter = "%s", *user = "", *password = "";
 static long page, sse, each = 1;
+static long mqtt, publish_mqtt, qos, clean = 1, absent, window = 1;
 static long pusher = 1, n = 1, channels = 1, publishers = 1, backlog = 1, rate, least = 1, burst = 64, base = 100;
 static double seconds = 5, warm = 0.5, patience = 60;
 static const struct { const char *name; long *number; double *real; const char **text; } OPTIONS[] = {
@@ -101,6 +111,9 @@ static const struct { const char *name; long *number; double *real; const char *
     {"port", 0, 0, &ports},        {"api", 0, 0, &apis},        {"key", 0, 0, &key},         {"secret", 0, 0, &secret},
     {"pusher", &pusher, 0, 0},     {"n", &n, 0, 0},             {"page", &page, 0, 0},       {"sse", &sse, 0, 0},
     {"each", &each, 0, 0},         {"kill", 0, 0, &victims},
+    {"mqtt", &mqtt, 0, 0},         {"publish_mqtt", &publish_mqtt, 0, 0}, {"qos", &qos, 0, 0}, {"clean", &clean, 0, 0},
+    {"filter", 0, 0, &filter},     {"user", 0, 0, &user},       {"password", 0, 0, &password}, {"absent", &absent, 0, 0},
+    {"window", &window, 0, 0},
     {"channels", &channels, 0, 0}, {"publishers", &publishers, 0, 0}, {"backlog", &backlog, 0, 0}, {"rate", &rate, 0, 0},
     {"least", &least, 0, 0},       {"burst", &burst, 0, 0},     {"base", &base, 0, 0},       {"seconds", 0, &seconds, 0},
     {"warm", 0, &warm, 0},         {"patience", 0, &patience, 0},
@@ -259,32 +272,25 @@ static void write_frame(struct client *c, unsigned opcode, const char *text, siz
  * this number, and so on. */
 static size_t groups(void) { return (size_t)(channels / each); }
 
-static void place(const struct client *c, char *where, size_t room) { /* the path, with the channel and the page's name */
+static void place(const struct client *c, const char *form, char *where, size_t room) { /* with the channel and the page's name */
     size_t index = (size_t)(c - clients), length = 0;
-    for (const char *at = path; *at && length + 1 < room; at++) {
+    for (const char *at = form; *at && length + 1 < room; at++) {
         if (at[0] == '%' && at[1] == 's') length += (size_t)snprintf(where + length, room - length, "bench-%zu", index % groups()), at++;
         else if (at[0] == '%' && at[1] == 'p') length += (size_t)snprintf(where + length, room - length, "bench-page-%012zu", index), at++;
         else where[length++] = *at;
-        if (length >= room) die("a path of more than %zu bytes", room);
+        if (length >= room) die("a path or filter of more than %zu bytes", room);
     }
     where[length] = 0;
 }
 
 static void upgrade(struct client *c) {
     char where[256], text[512];
-    int error = 0;
-    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
-    if (error) {
-        fail(c, strerror(error));
-        return;
-    }
-    place(c, where, sizeof where);
+    place(c, path, where, sizeof where);
     int length = sse ? snprintf(text, sizeof text, "GET %s HTTP/1.1\r\nHost: %s\r\nAccept: text/event-stream\r\n\r\n", where, host)
                      : snprintf(text, sizeof text,
                           "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n", where, host);
     c->stage = UPGRADING;
-    watch(EPOLL_CTL_MOD, c->fd, EPOLLIN | EPOLLET, CLIENT, c->generation, (size_t)(c - clients));
     if (send(c->fd, text, (size_t)length, MSG_NOSIGNAL) != length) fail(c, "cannot send");
 }
 
@@ -475,15 +481,164 @@ static void feed(struct client *c, const unsigned char *at, size_t count) {
     }
 }
 
+/* ---- MQTT ---------------------------------------------------------------------------------------------------------- */
+
+enum { KEEP_ALIVE = 600 /* s, more than a run: no client sends PINGREQ */, MQTT_ROOM = 2048 };
+static unsigned char acknowledgements[sizeof buffer]; /* of what was read last */
+static size_t acknowledgements_length;
+
+static size_t put_text(unsigned char *out, const char *text) { /* §1.5.4 of 5.0, §1.5.3 of 3.1.1 */
+    size_t length = strlen(text);
+    if (length > MQTT_ROOM / 2) die("a text of %zu bytes", length);
+    out[0] = (unsigned char)(length >> 8);
+    out[1] = (unsigned char)length;
+    memcpy(out + 2, text, length);
+    return length + 2;
+}
+
+static void send_packet(int fd, unsigned char first, const unsigned char *body, size_t length) {
+    unsigned char packet[MQTT_ROOM + 8];
+    size_t head = 1;
+    packet[0] = first;
+    for (size_t left = length;; left >>= 7) {
+        packet[head++] = (unsigned char)((left & 127) | (left > 127 ? 128 : 0));
+        if (left < 128) break;
+    }
+    memcpy(packet + head, body, length);
+    if (send(fd, packet, head + length, MSG_NOSIGNAL) != (ssize_t)(head + length)) die("cannot send: %s", strerror(errno));
+}
+
+static void send_connect(int fd, long level, const char *id, int lasting) { /* §3.1 */
+    unsigned char body[MQTT_ROOM];
+    size_t length = put_text(body, "MQTT");
+    body[length++] = (unsigned char)level;
+    body[length++] = (unsigned char)((lasting ? 0 : 2) | (*user ? 0x80 : 0) | (*password ? 0x40 : 0));
+    body[length++] = KEEP_ALIVE >> 8;
+    body[length++] = KEEP_ALIVE & 255;
+    if (level == 5) {
+        static const unsigned char expiry[] = {5, 0x11, 0, 0, 0x0e, 0x10}; /* an hour */
+        memcpy(body + length, lasting ? expiry : (const unsigned char *)"", lasting ? sizeof expiry : 1);
+        length += lasting ? sizeof expiry : 1;
+    }
+    length += put_text(body + length, id);
+    if (*user) length += put_text(body + length, user);
+    if (*password) length += put_text(body + length, password);
+    send_packet(fd, 0x10, body, length);
+}
+
+static void send_subscribe(struct client *c) { /* §3.8 */
+    unsigned char body[MQTT_ROOM] = {0, 1};
+    char where[256];
+    size_t length = 2 + (mqtt == 5);
+    place(c, filter, where, sizeof where);
+    length += put_text(body + length, where);
+    body[length++] = (unsigned char)qos;
+    send_packet(c->fd, 0x82, body, length);
+}
+
+static void greet(struct client *c) {
+    char id[32];
+    snprintf(id, sizeof id, "bench-%06zu", (size_t)(c - clients));
+    c->stage = GREETING;
+    send_connect(c->fd, mqtt, id, !clean || (c - clients) >= n);
+}
+
+static void whole_packet(struct client *c) {
+    char why[64];
+    unsigned code = c->kept > 1 ? (unsigned char)c->head[1] : 255;
+    switch (c->header[0] >> 4) {
+    case 2: /* CONNACK: flags, the code, and properties in 5.0 */
+        if (c->stage == GREETING && !code) {
+            c->stage = SUBSCRIBING;
+            send_subscribe(c);
+            return;
+        }
+        snprintf(why, sizeof why, "a CONNACK with code %02x", code);
+        break;
+    case 3:
+        if (c->length >= (uint64_t)least) event(c);
+        if (c->header[0] & 6) { /* the packet id follows the topic; QoS 2 is not subscribed to */
+            size_t at = 2 + ((size_t)(unsigned char)c->head[0] << 8 | (unsigned char)c->head[1]);
+            if (at + 2 > c->kept) die("a topic of %zu bytes", at - 2);
+            const unsigned char ack[] = {0x40, 2, (unsigned char)c->head[at], (unsigned char)c->head[at + 1]};
+            memcpy(acknowledgements + acknowledgements_length, ack, sizeof ack);
+            acknowledgements_length += sizeof ack;
+        }
+        return;
+    case 9: /* SUBACK: the packet id, properties in 5.0, and the code */
+        code = c->kept ? (unsigned char)c->head[c->kept - 1] : 255;
+        if (c->stage == SUBSCRIBING && code == (unsigned)qos) {
+            settle(c);
+            return;
+        }
+        snprintf(why, sizeof why, "a SUBACK with code %02x", code);
+        break;
+    default: snprintf(why, sizeof why, "a packet of type %d", c->header[0] >> 4);
+    }
+    c->kept = 0;
+    if (c->stage == READY) closed++;
+    fail(c, why);
+}
+
+static void packets(struct client *c, const unsigned char *at, size_t count) {
+    acknowledgements_length = 0;
+    while (count && c->stage != ABSENT) {
+        if (!c->inside) { /* §2.1.4: the first byte, then up to four bytes with 7 bits of the length each */
+            c->header[c->headers++] = *at++;
+            count--;
+            if (c->headers < 2) continue;
+            if (c->headers == 2) c->length = 0;
+            c->length |= (uint64_t)(c->header[c->headers - 1] & 127) << (7 * (c->headers - 2));
+            if (c->header[c->headers - 1] & 128) {
+                if (c->headers == 5) die("a length of more than four bytes");
+                continue;
+            }
+            c->left = c->length;
+            c->inside = 1;
+            c->headers = c->kept = 0;
+        } else {
+            size_t take = count < c->left ? count : c->left;
+            if (qos || histogram || c->stage != READY) {
+                size_t room = sizeof c->head - c->kept, copy = take < room ? take : room;
+                memcpy(c->head + c->kept, at, copy);
+                c->kept += (uint8_t)copy;
+            }
+            at += take;
+            count -= take;
+            c->left -= take;
+        }
+        if (c->inside && !c->left) {
+            c->inside = 0;
+            whole_packet(c);
+        }
+    }
+    size_t length = acknowledgements_length;
+    if (length && c->stage != ABSENT && send(c->fd, acknowledgements, length, MSG_NOSIGNAL) != (ssize_t)length) fail(c, "cannot acknowledge");
+}
+
+static void leave_session(struct client *c) {
+    send_packet(c->fd, 0xe0, (const unsigned char *)"", 0);
+    drop(c, 0);
+}
+
 static void client_event(struct client *c) {
     if (c->stage == CONNECTING) {
-        upgrade(c);
+        int error = 0;
+        getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
+        if (error) {
+            fail(c, strerror(error));
+            return;
+        }
+        watch(EPOLL_CTL_MOD, c->fd, EPOLLIN | EPOLLET, CLIENT, c->generation, (size_t)(c - clients));
+        if (mqtt) greet(c);
+        else upgrade(c);
         return;
     }
     ssize_t count;
     do { /* edge-triggered: once more only if there may be more than fitted */
         count = recv(c->fd, buffer, sizeof buffer, 0);
-        if (count > 0) feed(c, buffer, (size_t)count);
+        if (count > 0 && mqtt) packets(c, buffer, (size_t)count);
+        else if (count > 0) feed(c, buffer, (size_t)count);
     } while (count == sizeof buffer && c->stage != ABSENT);
     if (count == 0 || (count < 0 && errno != EAGAIN)) {
         if (c->stage == READY) closed++;
@@ -497,6 +652,33 @@ static void client_event(struct client *c) {
 static void dial_publisher(struct publisher *p) {
     p->fd = dial(in_turn(apis, (size_t)(p - posts)), 1);
     watch(EPOLL_CTL_ADD, p->fd, EPOLLIN, POST, 0, (size_t)(p - posts));
+    if (publish_mqtt) {
+        char id[40];
+        snprintf(id, sizeof id, "bench-publisher-%zu", (size_t)(p - posts));
+        send_connect(p->fd, publish_mqtt, id, 0);
+        p->busy = (int)window; /* until CONNACK */
+    }
+}
+
+static void number_packet(struct publisher *p, unsigned char *packet) { /* the packet id follows the topic (§3.3.2) */
+    size_t at = 1;
+    while (packet[at++] & 128);
+    at += 2 + ((size_t)packet[at] << 8 | packet[at + 1]);
+    if (!++p->packet_id) p->packet_id = 1;
+    packet[at] = (unsigned char)(p->packet_id >> 8);
+    packet[at + 1] = (unsigned char)p->packet_id;
+}
+
+static void send_rest(struct publisher *p, const char *bytes, size_t length) {
+    ssize_t sent = send(p->fd, bytes, length, MSG_NOSIGNAL);
+    if (sent < 0 && errno != EAGAIN) die("cannot publish: %s", strerror(errno));
+    if (sent < 0) sent = 0;
+    if (length - (size_t)sent > sizeof p->rest) die("a packet of %zu bytes", length);
+    size_t before = p->unsent;
+    p->unsent = length - (size_t)sent;
+    memmove(p->rest, bytes + sent, p->unsent);
+    uint32_t events = p->unsent ? EPOLLIN | EPOLLOUT : EPOLLIN;
+    if (!before != !p->unsent) watch(EPOLL_CTL_MOD, p->fd, events, POST, 0, (size_t)(p - posts));
 }
 
 static void post(struct publisher *p, uint64_t due) {
@@ -505,11 +687,44 @@ static void post(struct publisher *p, uint64_t due) {
     next_request = (next_request + 1) % request_count;
     request->due = due;
     published++;
+    if (publish_mqtt) {
+        if (qos) number_packet(p, (unsigned char *)request->bytes), p->busy++;
+        else answered++; /* nothing answers a publish with QoS 0 */
+        send_rest(p, request->bytes, request->length);
+        return;
+    }
     p->busy = 1;
     if (send(p->fd, request->bytes, request->length, MSG_NOSIGNAL) != (ssize_t)request->length) die("cannot post: %s", strerror(errno));
 }
 
+static void mqtt_answers(struct publisher *p) {
+    if (p->unsent) send_rest(p, p->rest, p->unsent);
+    ssize_t count = recv(p->fd, p->answer + p->have, sizeof p->answer - p->have, 0);
+    if (count < 0 && errno == EAGAIN) return;
+    if (count <= 0) die("a publisher's connection was closed, after %lu answers", (unsigned long)answered);
+    p->have += (size_t)count;
+    size_t at = 0, whole;
+    for (; p->have - at >= 2; at += whole) {
+        const unsigned char *packet = (const unsigned char *)p->answer + at;
+        whole = 2u + packet[1];
+        if (packet[1] & 128) die("an answer of more than 127 bytes");
+        if (p->have - at < whole) break;
+        unsigned code = packet[0] >> 4 == 2 && whole > 3 ? packet[3] : packet[0] >> 4 == 4 && whole > 4 ? packet[4] : 0;
+        if (packet[0] >> 4 == 2 && !code) p->busy = 0;
+        else if (packet[0] >> 4 == 4) {
+            if (code >= 0x80 && refused++ < 3) fprintf(stderr, "load: refused: code %02x\n", code);
+            answered++;
+            p->busy--;
+        } else die("a publisher got a packet of type %d with code %02x", packet[0] >> 4, code);
+    }
+    memmove(p->answer, p->answer + at, p->have -= at);
+}
+
 static void post_event(struct publisher *p) {
+    if (publish_mqtt) {
+        mqtt_answers(p);
+        return;
+    }
     ssize_t count = recv(p->fd, p->answer + p->have, sizeof p->answer - 1 - p->have, 0);
     if (count < 0 && errno == EAGAIN) return;
     if (count <= 0) {
@@ -701,7 +916,7 @@ static uint64_t start_timer(void) { /* fires `rate` times a second; returns when
 static struct publisher *idle(void) { /* in turn: a server may end a connection without a request */
     static long next;
     for (long i = 0; i < publishers; i++, next = (next + 1) % publishers)
-        if (!posts[next].busy) {
+        if (posts[next].busy < window && !posts[next].unsent) {
             struct publisher *found = &posts[next];
             next = (next + 1) % publishers;
             return found;
@@ -739,7 +954,9 @@ static void run_publish(void) {
     uint64_t fan = (uint64_t)(n * each / channels), start, warmed, end, ticked = 0, rated_from = 0;
     read_requests();
     if (rate) histogram = calloc(BUCKETS, sizeof *histogram);
-    connect_up_to((size_t)n);
+    connect_up_to((size_t)(n + absent));
+    for (long i = n; i < n + absent; i++) leave_session(&clients[i]);
+    if (absent) rest(3); /* until the server has stored their sessions */
     dial_publishers();
     rest(0.3);
     start = rate ? (rated_from = start_timer()) : now();
@@ -961,10 +1178,11 @@ int main(int count, char **words) {
     getrlimit(RLIMIT_NOFILE, &limit);
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_NOFILE, &limit);
-    if ((rlim_t)n + (rlim_t)publishers + 16 > limit.rlim_max) die("%ld connections, but ulimit -n is %lu", n, (unsigned long)limit.rlim_max);
+    if ((rlim_t)(n + absent) + (rlim_t)publishers + 16 > limit.rlim_max) die("%ld connections, but ulimit -n is %lu", n, (unsigned long)limit.rlim_max);
     if (each < 1 || channels % each) die("%ld channels cannot be distributed on clients with %ld each", channels, each);
     poller = epoll_create1(0);
-    clients = calloc((size_t)n, sizeof *clients);
+    if ((mqtt && each != 1) || (absent && !mqtt)) die("only MQTT clients are absent, and an MQTT client has one filter");
+    clients = calloc((size_t)(n + absent), sizeof *clients);
     published_on = calloc((size_t)channels, sizeof *published_on);
     if (!strcmp(words[1], "publish")) run_publish();
     else if (!strcmp(words[1], "hold")) run_hold();

@@ -16,11 +16,12 @@ import time
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from installing import HERE, CannotRun, compiled
-from publishes import KEY, PAYLOAD, SECRET
+from publishes import KEY, PAYLOAD, SECRET, mqtt_packet
 from servers import REALTIME, Peer, Running, running, write_requests
 from suites import IDS, LATENCY_LOAD, Run, Suite
 
@@ -50,6 +51,10 @@ class Bench:
         """Whether the server publishes signed in this run; None: it does not take part."""
         if peer.name == "csend" and not run.with_floor:
             return None
+        if peer.name in run.without or ((run.mqtt_subscribers or run.mqtt_publishers) and not peer.mqtt):
+            return None
+        if run.mqtt_publishers:
+            return False
         if run.signed is not None:
             return run.signed if (peer.signed if run.signed else peer.plain) else None
         return peer.plain is None
@@ -60,9 +65,10 @@ class Bench:
     def command(self, server: Running, run: Run, signed: bool, turns: int = 1) -> list[str]:
         """Returns the command of the load generator. turns: the number of load generators that run in turn."""
         options, peer = self.options, server.peer
+        level = 5 if options.mqtt5 else 4
         words: dict[str, object] = {
-            "port": ":".join(map(str, server.ports)),
-            "api": ":".join(map(str, server.apis)),
+            "port": ":".join(map(str, server.mqtts if run.mqtt_subscribers else server.ports)),
+            "api": ":".join(map(str, server.mqtts if run.mqtt_publishers else server.apis)),
             "path": peer.path,
             "pusher": int(peer.pusher),
             "pids": ":".join(map(str, server.pids)),
@@ -70,6 +76,9 @@ class Bench:
             "warm": min(1.0, options.seconds / 2) * turns,
             "least": PAYLOAD,
             "n": options.connections if run.mode == "hold" else options.subscribers,
+            "mqtt": level * run.mqtt_subscribers,
+            "publish_mqtt": level * run.mqtt_publishers,
+            "qos": run.qos,
             **peer.client,
             **run.options,
         }
@@ -80,7 +89,13 @@ class Bench:
             latency = run.name == "latency"
             words |= {"channels": channels, "each": run.each}
             words["file"] = write_requests(
-                self.folder / f"requests-{peer.name}", peer, channels, IDS if latency else channels, signed
+                self.folder / f"requests-{peer.name}",
+                peer,
+                channels,
+                IDS if latency else channels,
+                signed,
+                partial(mqtt_packet, level, run.qos) if run.mqtt_publishers else None,
+                run.prefix,
             )
             if latency:
                 words["rate"] = max(1, round(LATENCY_LOAD / options.subscribers))
@@ -124,7 +139,7 @@ class Bench:
                 others = Use.now(pids).others_since(before)
         except CannotRun as error:
             self.notes[f"{run.name}, round {number}"] = str(error)
-            print(f"bench: round {number}: {run.name:9}FAILED: {error}", file=sys.stderr)
+            print(f"bench: round {number}: {run.name:12}FAILED: {error}", file=sys.stderr)
             return
         for peer, load, (output, errors) in zip(ready, loads, outputs, strict=True):
             if load.returncode:
@@ -159,7 +174,7 @@ class Bench:
             result: Result = {"round": number, "run": run.name, "peer": peer.name, "others": others, **json.loads(done.stdout)}
         except (CannotRun, subprocess.TimeoutExpired) as error:
             self.notes[f"{peer.label}, {run.name}"] = str(error)
-            print(f"bench: round {number}: {run.name:9}{peer.label:15} FAILED: {error}", file=sys.stderr)
+            print(f"bench: round {number}: {run.name:12}{peer.label:15} FAILED: {error}", file=sys.stderr)
             return
         self.keep(peer, run, result)
 
@@ -183,7 +198,7 @@ class Bench:
             if figure.run == run.name
         )
         busy = f"server {result['server_cpu']:.0%}, load {result['load_cpu']:.0%}, others {others:.0%}"
-        print(f"bench: round {number}: {run.name:9}{peer.label:15} {shown} ({busy})", file=sys.stderr)
+        print(f"bench: round {number}: {run.name:12}{peer.label:15} {shown} ({busy})", file=sys.stderr)
 
     def median(self, run: str, field: str, peer: str) -> float | None:
         values = [result[field] for result in self.results if result["run"] == run and result["peer"] == peer]
@@ -192,6 +207,20 @@ class Bench:
     def ratio(self, run: str, field: str, peer: str, other: str) -> float | None:
         """The median of the ratios within each round: what ran in the same minute, since machines drift between rounds."""
         ratios = self.ratios(run, field, peer, other)
+        return statistics.median(ratios) if ratios else None
+
+    def ratio_of_runs(self, run: str, field: str, peer: str, other_run: str) -> float | None:
+        """Returns the median of the ratios of a server's figure to its figure under another load of the same round."""
+        values = {
+            (result["run"], result["round"]): result[field]
+            for result in self.results
+            if result["peer"] == peer and result["run"] in (run, other_run)
+        }
+        ratios = [
+            value / other
+            for (name, number), value in values.items()
+            if name == run and (other := values.get((other_run, number)))
+        ]
         return statistics.median(ratios) if ratios else None
 
     def ratios(self, run: str, field: str, peer: str, other: str) -> list[float]:

@@ -1,5 +1,6 @@
-"""The requests that publish an event to each kind of server."""
+"""The requests and packets that publish an event to each kind of server."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -11,7 +12,7 @@ EVENT = "bench"
 PAYLOAD = 100
 
 Request = Callable[[str, str], bytes]
-"""(channel, data) → a whole HTTP request that publishes it"""
+"""(channel, data) → a whole HTTP request or MQTT packet that publishes it"""
 
 
 def post(target: str, body: bytes) -> bytes:
@@ -52,3 +53,35 @@ def nchan_kept_event(channel: str, data: str) -> bytes:
 
 def csend_event(channel: str, data: str) -> bytes:
     return post("/", frame(channel, data))
+
+
+def mqtt_body(first: int, body: bytes) -> bytes:
+    """Returns an MQTT packet: the first byte, the remaining length (§2.1.4), and the rest."""
+    left, head = len(body), bytearray((first,))
+    while left > 127:
+        head.append(left & 127 | 128)
+        left >>= 7
+    return bytes((*head, left)) + body
+
+
+def mqtt_packet(level: int, qos: int, topic: str, data: str, packet_id: int = 0) -> bytes:
+    """Returns a PUBLISH (§3.3).
+
+    level: 4 for MQTT 3.1.1, 5 for 5.0.
+    packet_id: for QoS 1 and 2; load.c replaces it.
+    """
+    identified = packet_id.to_bytes(2, "big") if qos else b""
+    properties = b"\0" * (level == 5)
+    name = topic.encode()
+    return mqtt_body(0x30 | qos << 1, len(name).to_bytes(2, "big") + name + identified + properties + data.encode())
+
+
+def access_token(channels: str) -> str:
+    """Returns an access token of this server's app for these channels (a trailing `*` makes a prefix), without an end."""
+
+    def part(content: bytes) -> str:
+        return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+    claims = {"app": APP, "channel": channels, "origin": "*"}
+    text = f"{part(json.dumps({'alg': 'HS256', 'typ': 'JWT'}).encode())}.{part(json.dumps(claims).encode())}"
+    return f"{text}.{part(hmac.new(SECRET.encode(), text.encode(), hashlib.sha256).digest())}"

@@ -57,7 +57,9 @@ def goals(bench: Bench) -> list[str]:
         if goal.alone and bench.options.workers > 1:
             continue
         figure = next(figure for figure in bench.suite.figures if (figure.run, figure.field) == (goal.run, goal.field))
-        if goal.other and goal.difference:
+        if goal.other_run:
+            ratio = bench.ratio_of_runs(goal.run, goal.field, goal.ours, goal.other_run)
+        elif goal.other and goal.difference:
             ratio = bench.difference(goal.run, goal.field, goal.ours, goal.other)
         elif goal.other:
             ratio = bench.ratio(goal.run, goal.field, goal.ours, goal.other)
@@ -65,14 +67,15 @@ def goals(bench: Bench) -> list[str]:
             ratio = bench.median(goal.run, goal.field, goal.ours)
         if ratio is None:
             continue
-        if goal.difference or not goal.other:
+        if goal.difference or not (goal.other or goal.other_run):
             ratio *= figure.scale
         bound = goal.bound
         if goal.noisy and goal.other:
             bound = round(max(bound, 1 + spread(bench, figure, bench.suite.compared[1], goal.other)), 3)
         reached = ratio >= bound if goal.at_least else ratio <= bound
-        unit = f"{figure.unit} more than {goal.other}" if goal.difference else f"× {goal.other}" if goal.other else figure.unit
-        who = "" if goal.ours == "push1st" else f" ({goal.ours})"
+        other = f"its own {goal.other_run}" if goal.other_run else goal.other
+        unit = f"{figure.unit} more than {other}" if goal.difference else f"× {other}" if other else figure.unit
+        who = "" if goal.ours in ("push1st", "mqtt") else f" ({goal.ours})"
         lines.append(
             f"- {'reached' if reached else 'MISSED '}: {figure.title}{who}: {ratio:.2f} {unit}, "
             f"wanted {'≥' if goal.at_least else '≤'} {bound:g}"
@@ -137,7 +140,7 @@ def draw(bench: Bench, ready: list[Peer], caption: list[str]) -> str:
             if value is not None:
                 base = bench.suite.base
                 ratio = None if peer.name == base else bench.ratio(figure.run, figure.field, peer.name, base)
-                bars.append(plot.Bar(peer.label, value * figure.scale, ratio, figure.digits, peer.name == "push1st"))
+                bars.append(plot.Bar(peer.label, value * figure.scale, ratio, figure.digits, peer.name in ("push1st", "mqtt")))
         if bars:
             panels.append(plot.Panel(figure.title, figure.unit, figure.more_is_better, bars))
     return plot.bars(bench.suite.title, panels, caption)

@@ -26,13 +26,27 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from installing import HERE, NCHAN, NCHAN_MODULE, NODE, CannotRun, compiled, interpreter, nginx, node_package, run
+from installing import (
+    HERE,
+    MOSQUITTO,
+    NCHAN,
+    NCHAN_MODULE,
+    NODE,
+    CannotRun,
+    compiled,
+    interpreter,
+    mosquitto,
+    nginx,
+    node_package,
+    run,
+)
 from publishes import (
     APP,
     KEY,
     PAYLOAD,
     SECRET,
     Request,
+    access_token,
     csend_event,
     nchan_event,
     nchan_kept_event,
@@ -52,6 +66,8 @@ HOOKS = (
 """of an app that tells of everything but what clients publish"""
 HISTORY = "  history: [ { size: 100, ttl: 300 } ]\n  resume: { seconds: 300, acknowledge: 10 }\n"
 """of an app that keeps the last 100 messages of each channel"""
+MQTT = "  mqtt: {{ listen: [ 'tcp://127.0.0.1:{0}' ], push: [ public ], activity-timeout: 3600, publishes: 0 }}\n"
+"""of a server whose MQTT clients may publish at any rate"""
 RESUME_PATH = f"/resume/%p{PUSHER_PATH}"
 SSE_PATH = f"/sse/app/{KEY}/%s"
 START_SECONDS = 20
@@ -66,32 +82,35 @@ class Peer:
     label: str
     version: str
     path: str
-    """of its WebSockets; `%s` stands for the channel"""
+    """of its WebSockets; `%s` stands for the channel. "": the server has none"""
     pusher: bool
     """subscribers speak the Pusher protocol; otherwise whoever connects is subscribed"""
     plain: Request | None
     signed: Request | None
-    command: Callable[[Path, int, int, int], list[str]]
-    """(folder, WebSocket port, API port, the broker's port or 0) → what to run; may write files into the folder"""
+    command: Callable[[Path, int, int, int, int], list[str]]
+    """(folder, WebSocket port, API port, broker's port or 0, MQTT port or 0) → what to run; may write files into the folder"""
     environment: dict[str, str]
     one_port: bool = True
-    """the API is on the port of the WebSockets"""
+    """the API, or MQTT, is on the port of the WebSockets"""
     workers: int = 1
     """processes to wait for, of this server"""
     nodes: int = 1
     """servers that are one, over a broker; one alone needs none"""
-    client: dict[str, int] = field(default_factory=dict)
+    client: dict[str, int | str] = field(default_factory=dict)
     """options of load.c that select the kind of client"""
+    mqtt: bool = False
+    """clients may speak MQTT"""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """ports, apis: those of the nodes. pids: those of all processes, including the broker."""
+    """ports, apis, mqtts: those of the nodes. pids: those of all processes, including the broker."""
 
     peer: Peer
     ports: list[int]
     apis: list[int]
     pids: list[int]
+    mqtts: list[int]
 
     @property
     def port(self) -> int:
@@ -102,14 +121,19 @@ class Running:
         return self.apis[0]
 
 
-def write_requests(path: Path, peer: Peer, channels: int, count: int, signed: bool) -> Path:
-    """Writes the file of requests that load.c reads: the length of each request, a newline, and its bytes."""
-    make = peer.signed if signed else peer.plain
+def write_requests(
+    path: Path, peer: Peer, channels: int, count: int, signed: bool, make: Request | None = None, prefix: str = "bench-"
+) -> Path:
+    """Writes the file of requests that load.c reads: the length of each request, a newline, and its bytes.
+
+    make: returns a request, instead of the peer's HTTP requests. prefix: of the names of the channels.
+    """
+    make = make or (peer.signed if signed else peer.plain)
     if make is None:
         raise CannotRun(f"{peer.label} cannot be asked {'signed' if signed else 'unsigned'}")
     with path.open("wb") as file:
         for number in range(count):
-            request = make(f"bench-{number % channels}", f"~{number:08d}~".ljust(PAYLOAD, "x"))
+            request = make(f"{prefix}{number % channels}", f"~{number:08d}~".ljust(PAYLOAD, "x"))
             file.write(b"%d\n%b" % (len(request), request))
     return path
 
@@ -145,19 +169,40 @@ http {{
 """
 
 
-def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.parent, more: str = "", protocols: str = "") -> Peer:
+MOSQUITTO_CONF = """\
+listener {port} 127.0.0.1
+{user}
+allow_anonymous true
+persistence false
+max_queued_messages 0
+set_tcp_nodelay true
+log_dest stderr
+log_type error
+"""
+
+
+def push1st(
+    workers: int,
+    hooks: str,
+    nodes: int = 1,
+    checkout: Path = HERE.parent,
+    more: str = "",
+    protocols: str = "",
+    server: str = "",
+) -> Peer:
     """This server.
 
     checkout: the folder of the build.
     more: further settings of the app.
     protocols: further values of `server.proto`.
+    server: further settings of `server`; `{0}` stands for the MQTT port.
     """
     python, built = interpreter()
     source = checkout / "src"
     environment = {"PYTHONPATH": str(source)}
     version = run(python, "-c", "import push1st.cli; print(push1st.__version__)", cwd=source).split()[-1]
 
-    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:
         (folder / "apps.yml").write_text(
             f"{APP}:\n  enable: true\n  name: bench\n  key: {KEY}\n  secret: {SECRET}\n"
             "  options: { client-messages: true }\n  channels: [ public, private, presence ]\n  limits: { members: 0 }\n"
@@ -167,7 +212,8 @@ def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.pare
         (folder / "server.yml").write_text(
             f"server:\n  listen: tcp://127.0.0.1:{port}\n  proto: [ pusher, websocket{protocols} ]\n"
             f"  workers: {workers}\n  drain: 0\n  pusher: {{ activity-timeout: 120 }}\n"
-            f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
+            + server.format(mqtt)
+            + f"api:\n  listen: [ tcp://127.0.0.1:{api} ]\n  keep-alive-timeout: 600\n"
             "log: { level: warning }\n"
             "credentials: [ apps.yml ]\n" + (f"broker: redis://127.0.0.1:{broker}\n" if broker else "")
         )
@@ -191,7 +237,7 @@ def push1st(workers: int, hooks: str, nodes: int = 1, checkout: Path = HERE.pare
     )
 
 
-def with_history(name: str, label: str, workers: int, hooks: str, path: str = PUSHER_PATH, **client: int) -> Peer:
+def with_history(name: str, label: str, workers: int, hooks: str, path: str = PUSHER_PATH, **client: int | str) -> Peer:
     """This server with a history of all channels. path, client: of the kind of client."""
     sse = bool(client.get("sse"))
     peer = push1st(workers, hooks, more=HISTORY, protocols=", sse" if sse else "")
@@ -204,11 +250,34 @@ def without_history(name: str, label: str, workers: int, hooks: str) -> Peer:
     return replace(push1st(workers, hooks), name=name, label=label)
 
 
+def with_mqtt(workers: int, hooks: str, nodes: int = 1) -> Peer:
+    """This server with MQTT. Its clients have an access token, because the server limits the sessions of anonymous clients."""
+    peer = push1st(workers, hooks, nodes, protocols=", mqtt", server=MQTT)
+    peer = replace(peer, name="mqtt", mqtt=True, client={"user": KEY, "password": access_token("bench*")})
+    with running(peer):  # a build without MQTT does not open the port
+        return peer
+
+
+def mqtt_mosquitto() -> Peer:
+    program, libraries = mosquitto()
+    packages = [path.name.split("_")[1] for path in MOSQUITTO.glob("mosquitto_*.deb")]
+
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:  # noqa: ARG001
+        conf = folder / "mosquitto.conf"
+        user = "" if os.geteuid() else "user root"  # started as root, it would want an account of its own
+        conf.write_text(MOSQUITTO_CONF.format(port=mqtt, user=user))
+        return [str(program), "-c", str(conf)]
+
+    environment = {"LD_LIBRARY_PATH": str(libraries)}
+    version = packages[0] if packages else ""
+    return Peer("mosquitto", "mosquitto", version, "", False, None, None, command, environment, mqtt=True)
+
+
 def uws() -> Peer:
     version = node_package("uWebSockets.js")
     node = run("node", "--version").strip()
 
-    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:  # noqa: ARG001
         return ["node", str(HERE / "peers/uws.js"), str(port)]
 
     environment = {"NODE_PATH": str(NODE / "node_modules")}
@@ -228,7 +297,7 @@ def uws() -> Peer:
 def soketi(nodes: int = 1) -> Peer:
     version = node_package("@soketi/soketi")
 
-    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:  # noqa: ARG001
         return ["node", str(NODE / "node_modules/@soketi/soketi/bin/server.js"), "start"]
 
     environment = {
@@ -253,7 +322,7 @@ def nchan(sse: bool = False) -> Peer:
     packages = sorted(path.name.split("_")[1].replace("%3a", ":") for path in NCHAN.glob("libnginx-mod-nchan_*.deb"))
     nginx_version = run(program, "-v").strip().rpartition("/")[2]
 
-    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:  # noqa: ARG001
         (folder / "nginx.conf").write_text(
             NGINX_CONF.format(
                 module=NCHAN / "root" / NCHAN_MODULE,
@@ -274,7 +343,7 @@ def nchan(sse: bool = False) -> Peer:
 def csend() -> Peer:
     program = compiled(HERE / "peers/csend.c")
 
-    def command(folder: Path, port: int, api: int, broker: int) -> list[str]:  # noqa: ARG001
+    def command(folder: Path, port: int, api: int, broker: int, mqtt: int) -> list[str]:  # noqa: ARG001
         return [str(program), str(port)]
 
     return Peer("csend", "bare C send", "bench/peers/csend.c", "/", False, csend_event, None, command, {})
@@ -284,6 +353,7 @@ NAMES = ("push1st", "alone", "uws", "soketi", "nchan", "csend")
 CLUSTER_NAMES = ("push1st", "embedded", "soketi")
 HISTORY_NAMES = ("plain", "plain-again", "history", "pages")
 PAGE_NAMES = ("history", "history-again", "pages")
+MQTT_NAMES = ("mqtt", "mqtt-alone", "mosquitto")
 STREAM_NAMES = ("websocket", "websocket-again", "sse", "nchan-sse")
 
 
@@ -320,6 +390,9 @@ def peers(
         "websocket-again": lambda: with_history("websocket-again", "the same again", workers, hooks),
         "sse": lambda: with_history("sse", "SSE", workers, hooks, SSE_PATH, sse=1),
         "nchan-sse": lambda: nchan(sse=True),
+        "mqtt": lambda: with_mqtt(workers, hooks),
+        "mqtt-alone": lambda: replace(with_mqtt(1, hooks), name="mqtt-alone"),
+        "mosquitto": mqtt_mosquitto,
     }
     ready: list[Peer] = []
     left_out: dict[str, str] = {}
@@ -412,21 +485,22 @@ def running(
             stack.callback(between.close)
             pids.append(between.pid)
         nodes = [stack.enter_context(node(peer, cores, broker, realtime, patience)) for _ in range(peer.nodes)]
-        for _, _, more in nodes:
+        for _, _, _, more in nodes:
             pids += more
-        yield Running(peer, [port for port, _, _ in nodes], [api for _, api, _ in nodes], pids)
+        yield Running(peer, [one[0] for one in nodes], [one[1] for one in nodes], pids, [one[2] for one in nodes])
 
 
 @contextmanager
 def node(
     peer: Peer, cores: set[int] | None, broker: int, realtime: bool, patience: float
-) -> Iterator[tuple[int, int, list[int]]]:
-    """Runs one server of a peer; returns its WebSocket port, its API port and its processes."""
+) -> Iterator[tuple[int, int, int, list[int]]]:
+    """Runs one server of a peer; returns its WebSocket port, its API port, its MQTT port or 0, and its processes."""
     folder = Path(tempfile.mkdtemp(prefix="push1st-bench-"))
     port = free_port()
     api = port if peer.one_port else free_port()
+    mqtt = 0 if not peer.mqtt else port if peer.one_port else free_port()
     environment = {key: value.format(port=port, broker=broker) for key, value in peer.environment.items()}
-    command = peer.command(folder, port, api, broker)
+    command = peer.command(folder, port, api, broker, mqtt)
     if cores and shutil.which("taskset"):
         command = ["taskset", "-c", ",".join(map(str, sorted(cores))), *command]
     if realtime:
@@ -444,13 +518,13 @@ def node(
         )
     try:
         deadline = time.monotonic() + patience
-        while not (accepts(port) and accepts(api) and all_serve(peer, api)):
+        while not (all(map(accepts, {port, api, mqtt} - {0})) and all_serve(peer, api)):
             if process.poll() is not None or time.monotonic() > deadline:
                 words = " ".join(log.read_text(errors="replace").split())
                 raise CannotRun(f"{peer.label} did not start ({process.poll()}): {words[-300:]}")
             time.sleep(0.05)
         time.sleep(0.3)  # for peers' workers that come after the socket
-        yield port, api, family(process.pid)
+        yield port, api, mqtt, family(process.pid)
     finally:
         for sign, patience in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGKILL, STOP_SECONDS)):
             try:

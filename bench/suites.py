@@ -3,10 +3,10 @@
 A `Run` is a kind of load, a `Figure` is a row of the table, and a `Goal` is a bound for a figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from servers import CLUSTER_NAMES, HISTORY_NAMES, NAMES, PAGE_NAMES, STREAM_NAMES
+from servers import CLUSTER_NAMES, HISTORY_NAMES, MQTT_NAMES, NAMES, PAGE_NAMES, STREAM_NAMES
 
 LATENCY_LOAD = 50_000
 """deliveries/s at which latency is measured: about half of what a server does with one publish at a time"""
@@ -26,7 +26,7 @@ class Run:
 
     name: str
     mode: str
-    options: dict[str, int] = field(default_factory=dict)
+    options: Mapping[str, int | str] = field(default_factory=dict)
     signed: bool | None = None
     """publish signed, publish unsigned, or (None) as the server prefers: unsigned where it is allowed"""
     many: bool = False
@@ -39,6 +39,14 @@ class Run:
     """the number of channels that each subscriber subscribes to; the publishes are distributed on them"""
     seconds: float = 0
     """the minimum duration"""
+    mqtt_subscribers: bool = False
+    mqtt_publishers: bool = False
+    qos: int = 0
+    """of MQTT publishes and subscriptions"""
+    prefix: str = "bench-"
+    """of the names of the channels, or of the topics"""
+    without: tuple[str, ...] = ()
+    """servers that do not take part"""
 
 
 ONE = Run("one", "publish", {"publishers": 1, "backlog": 1}, with_floor=True)
@@ -67,6 +75,29 @@ PAGE_RUNS = tuple(
     for each in (1, 20)
 )
 STREAM_RUNS = (ONE, EIGHT, Run("crowd", "publish", {"publishers": 1, "backlog": 1, "n": 10_000, "burst": 200}), IDLE)
+MQTT = Run("", "publish", mqtt_subscribers=True, mqtt_publishers=True)
+MQTT_ONE = {"publishers": 1, "backlog": 1}
+MQTT_EIGHT = {"publishers": 8, "backlog": 64, "window": 20}
+MQTT_MANY = {"publishers": 8, "backlog": 4096, "window": 20}
+MQTT_SINGLE = {"n": 1, "publishers": 8, "backlog": 160, "window": 20, "burst": 200}
+MQTT_RUNS = (
+    replace(MQTT, name="eight-0", options=MQTT_EIGHT),
+    replace(MQTT, name="one-0", options=MQTT_ONE),
+    replace(MQTT, name="wildcard", options=MQTT_EIGHT | {"filter": "bench/#"}, prefix="bench/"),
+    replace(MQTT, name="eight-1", options=MQTT_EIGHT, qos=1),
+    replace(MQTT, name="one-1", options=MQTT_ONE, qos=1),
+    replace(MQTT, name="publishes-0", options=MQTT_MANY, many=True),
+    replace(MQTT, name="publishes-1", options=MQTT_MANY, many=True, qos=1),
+    replace(MQTT, name="latency", options={"publishers": 8}),
+    replace(MQTT, name="idle", mode="hold"),
+    replace(MQTT, name="lasting", mode="hold", options={"clean": 0}, qos=1),
+    Run("pusher", "publish", MQTT_EIGHT | {"window": 1}, without=("mosquitto",)),
+    Run("http-mqtt", "publish", MQTT_EIGHT | {"window": 1}, mqtt_subscribers=True, without=("mosquitto",)),
+    Run("mqtt-pusher", "publish", MQTT_EIGHT, mqtt_publishers=True, without=("mosquitto",)),
+    replace(MQTT, name="present", options=MQTT_SINGLE, qos=1, without=("mosquitto",)),
+    replace(MQTT, name="absent", options=MQTT_SINGLE | {"absent": 10_000}, qos=1, without=("mosquitto",)),
+)
+"""mosquitto has neither HTTP nor Pusher clients, and would fill the memory with a copy of each message for each absent session"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +159,35 @@ STREAM_FIGURES = (
     Figure("crowd", "server_us_per_delivery", "server CPU, 10,000 subscribers", "µs a delivery", False, digits=2),
     *MEMORY,
 )
+MQTT_FIGURES = (
+    Figure("eight-0", "deliveries_per_s", "fan-out, QoS 0, 8 publishers", "deliveries/s"),
+    Figure("one-0", "deliveries_per_s", "fan-out, QoS 0, one publish at a time", "deliveries/s"),
+    Figure("wildcard", "deliveries_per_s", "fan-out to bench/#, QoS 0, 8 publishers", "deliveries/s"),
+    Figure("eight-1", "deliveries_per_s", "fan-out, QoS 1, 8 publishers", "deliveries/s"),
+    Figure("one-1", "deliveries_per_s", "fan-out, QoS 1, one publish at a time", "deliveries/s"),
+    *(
+        Figure(run, "server_us_per_delivery", f"server CPU, {title}", "µs a delivery", False, digits=2)
+        for run, title in (
+            ("eight-0", "QoS 0, 8 publishers"),
+            ("one-0", "QoS 0, one publish at a time"),
+            ("eight-1", "QoS 1, 8 publishers"),
+            ("one-1", "QoS 1, one publish at a time"),
+        )
+    ),
+    Figure("publishes-0", "publishes_per_s", "publishes, QoS 0, one subscriber each", "publishes/s"),
+    Figure("publishes-1", "publishes_per_s", "publishes, QoS 1, one subscriber each", "publishes/s"),
+    Figure("latency", "p50_us", "latency at half load, median", "ms", False, 0.001, 2),
+    Figure("latency", "p99_us", "latency at half load, 99 of 100", "ms", False, 0.001, 2),
+    Figure("idle", "kib_per_connection", "memory of an idle connection, QoS 0", "KiB", False, digits=2),
+    Figure("idle", "connects_per_s", "new connections with one subscription", "connects/s"),
+    Figure("lasting", "kib_per_connection", "memory of a connection, persistent, QoS 1", "KiB", False, digits=2),
+    Figure("lasting", "connects_per_s", "new connections with a persistent session", "connects/s"),
+    Figure("pusher", "deliveries_per_s", "HTTP to Pusher, 8 publishers", "deliveries/s"),
+    Figure("http-mqtt", "deliveries_per_s", "HTTP to MQTT, 8 publishers", "deliveries/s"),
+    Figure("mqtt-pusher", "deliveries_per_s", "MQTT to Pusher, 8 publishers", "deliveries/s"),
+    Figure("present", "publishes_per_s", "publishes, QoS 1, one subscriber in all", "publishes/s"),
+    Figure("absent", "publishes_per_s", "the same with 10,000 absent sessions", "publishes/s"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +197,7 @@ class Goal:
     difference: the figure is compared with the sum of the other's figure and `bound`, instead of the product. The bound has the
     unit of the table.
     alone: the goal is not one of several workers.
+    other_run: the figure is compared with the same server's figure under this load.
     noisy: if the other server differs from its own second run by more than the bound, this difference is the bound.
     """
 
@@ -149,6 +210,7 @@ class Goal:
     difference: bool = False
     noisy: bool = False
     alone: bool = False
+    other_run: str = ""
 
 
 ALONE_GOALS = (
@@ -186,13 +248,43 @@ STREAM_GOALS = (
     ),
     Goal("idle", "kib_per_connection", None, 4, False, "sse"),
 )
+MQTT_GOALS = (
+    *(
+        Goal(run, field, "mosquitto", bound, at_least, "mqtt")
+        for run, field, bound, at_least in (
+            ("eight-0", "deliveries_per_s", 3, True),
+            ("one-0", "deliveries_per_s", 0.8, True),
+            ("eight-1", "deliveries_per_s", 1, True),
+            ("one-1", "deliveries_per_s", 0.5, True),
+            ("publishes-0", "publishes_per_s", 0.6, True),
+            ("publishes-1", "publishes_per_s", 0.5, True),
+            ("latency", "p50_us", 1.2, False),
+            ("idle", "connects_per_s", 0.4, True),
+        )
+    ),
+    Goal("eight-0", "deliveries_per_s", "mqtt-alone", 1.6, True, "mqtt"),
+    Goal("publishes-1", "publishes_per_s", "mqtt-alone", 0.7, True, "mqtt"),
+    Goal("idle", "connects_per_s", None, 7000, True, "mqtt"),
+    Goal("idle", "kib_per_connection", None, 3, False, "mqtt"),
+    Goal("lasting", "kib_per_connection", None, 4.5, False, "mqtt"),
+    *(
+        Goal(run, field, None, bound, True, "mqtt", other_run=other)
+        for run, field, bound, other in (
+            ("wildcard", "deliveries_per_s", 0.9, "eight-0"),
+            ("http-mqtt", "deliveries_per_s", 0.95, "pusher"),
+            ("mqtt-pusher", "deliveries_per_s", 0.95, "pusher"),
+            ("absent", "publishes_per_s", 0.8, "present"),
+        )
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
     """Runs that are measured together. base: the server to which ratios refer. busy: runs whose CPU shares are shown, with names.
 
-    compared: two servers that are compared with a third one, and the second of them is the same as the third one.
+    compared: two servers that are compared with a third one, and the second of them is the same as the third one. Without the
+    second one, nothing is compared.
     """
 
     title: str
@@ -210,6 +302,7 @@ class Suite:
         figures = {(figure.run, figure.field) for figure in self.figures}
         for goal in self.goals:
             assert (goal.run, goal.field) in figures, f"{self.title}: the goal {goal} has no figure"
+            assert not goal.other_run or (goal.other_run, goal.field) in figures, goal
             assert goal.ours in self.names, goal
             assert goal.other is None or goal.other in self.names, goal
 
@@ -263,4 +356,23 @@ STREAMS = Suite(
     1,
     ("sse", "websocket-again", "websocket"),
 )
-SUITES = {"alone": ALONE, "cluster": CLUSTER, "history": HISTORY, "pages": ACKNOWLEDGEMENTS, "sse": STREAMS}
+DEVICES = Suite(
+    "MQTT",
+    MQTT_NAMES,
+    MQTT_RUNS,
+    MQTT_FIGURES,
+    MQTT_GOALS,
+    "mosquitto",
+    "mosquitto",
+    tuple((run.name, run.name) for run in MQTT_RUNS if run.mode == "publish" and run.name != "latency"),
+    1,
+    ("mqtt", "", "mosquitto"),
+)
+SUITES = {
+    "alone": ALONE,
+    "cluster": CLUSTER,
+    "history": HISTORY,
+    "pages": ACKNOWLEDGEMENTS,
+    "sse": STREAMS,
+    "mqtt": DEVICES,
+}

@@ -19,6 +19,7 @@ from push1st import limits
 from push1st.channels import type_names
 from push1st.config import model as config
 from push1st.config import schema, tables
+from push1st.config.addresses import Networks
 from push1st.config.history import HistorySection, Resume
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, SMPP_NOTE, load
 from push1st.config.tree import Value
@@ -92,7 +93,9 @@ ABOUT: dict[str, str] = {
     "APP.key": "Public key with which clients connect. Each app needs a different key.",
     "APP.secret": (
         "Secret with which signatures and tokens are made. An app without a secret has public channels only. "
-        "Use at least 32 random bytes: `openssl rand -hex 32`."
+        "While you rotate the secret, write `[ NEW, OLD ]`: the first secret signs webhooks and tokens, and the server accepts "
+        "each secret ([rotating a secret](howto-apps.md#rotate-a-secret)). In the variable, a list has brackets, too: "
+        "`[NEW,OLD]`. Use at least 32 random bytes: `openssl rand -hex 32`."
     ),
     "APP.channels": "Types of channels that clients of the app may use. `private` includes `protected`.",
     "APP.origins": (
@@ -109,7 +112,8 @@ ABOUT: dict[str, str] = {
     ),
     "APP.options.authorized-only": (
         "Whether a Pusher client must sign in, or join a channel that needs a signature, within 10 seconds. "
-        "If a client does neither, the server closes its connection with 4009."
+        "If a client does neither, the server closes its connection with 4009. "
+        "An MQTT client must have an access token, a certificate, or the permission of a backend (`authorize` on `connect`)."
     ),
     "APP.options.statistic": "The server reads this key, but the key has no effect.",
     "APP.hook.trigger": "Events that the server sends to the endpoints ([Push1st's hooks](webhooks.md#push1sts-hooks)).",
@@ -156,7 +160,93 @@ ABOUT: dict[str, str] = {
         "Without a folder, the server loses these events, and metrics count them."
     ),
     "APP.webhooks.headers": "Additional headers of each request.",
+    "metrics.apps": (
+        "Maximum number of apps that have [metrics](metrics.md) of their own, for each worker, in the order of first use. "
+        'All other apps share the label `app="other"`.'
+    ),
+    "metrics.listen": (
+        "Addresses that serve only `/metrics`, `/health` and `/ready`, without signatures ([metrics.md](metrics.md)). "
+        "These addresses do not use TLS, and serve no API and no clients."
+    ),
+    "metrics.token": (
+        "Token of monitoring programs: a request with the header `Authorization: Bearer TOKEN` may read the metrics on "
+        "`metrics.listen` and `api.listen`. "
+        "If this key is set, `metrics.listen` rejects requests for the metrics without the token."
+    ),
     "ssl": "Section for YAML anchors: define an anchor with `&name` here, and use it with `*name` in other sections.",
+    "server.mqtt.listen": (
+        "Addresses for MQTT without WebSockets; `tls://` addresses use TLS. The usual ports are 1883 and 8883. "
+        "Without this key, or with `false`, the server accepts MQTT over WebSockets only. "
+        "`server.proto` must contain `mqtt`, which is not in its default."
+    ),
+    "server.mqtt.ssl.key": (
+        "File with the private key of the certificate. Without key and certificate, the `tls://` addresses use those of "
+        "`server.ssl`, even if `server.ssl.enable` is false; without these as well, the server makes a self-signed "
+        "certificate at its start."
+    ),
+    "server.mqtt.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
+    "server.mqtt.ssl.ca": (
+        "File with the certificates of the authorities that sign the certificates of clients. "
+        "If this key is set, the server requests a certificate from each client of the `tls://` addresses. "
+        "The common name in a certificate is the id of the client's user."
+    ),
+    "server.mqtt.ssl.verify": (
+        "Whether a client must have a certificate, if `ssl.ca` is set. "
+        "With `optional`, a client without a certificate can connect too. "
+        "The server rejects an invalid certificate in both cases."
+    ),
+    "server.mqtt.app": (
+        "Id of the app of the clients whose user name does not begin with the key of an app. "
+        "Without this key, the server rejects such clients."
+    ),
+    "server.mqtt.path": (
+        "Beginning of the paths of MQTT over WebSockets; a path is this key alone, or continues with `server.app-path` and "
+        "the app's key."
+    ),
+    "server.mqtt.activity-timeout": (
+        "Maximum keep alive of MQTT 5.0 clients in seconds. "
+        "The server uses at most 65535 seconds, because the protocol has two bytes for this number. "
+        "Clients of MQTT 3.1.1 and 3.1 choose their keep alive themselves."
+    ),
+    "server.mqtt.push": (
+        "Types of channels to which clients may publish; `private` includes `protected`. "
+        "The default is for clients that are not anonymous: without this key, anonymous clients may not publish. "
+        "With this key, anonymous clients may publish to public channels if the list contains `public`. "
+        "So if you write the default value into the configuration, anonymous clients may publish. "
+        "Anonymous clients have no token, no certificate, and no permission of a backend (`authorize` on `connect`)."
+    ),
+    "server.mqtt.whitelist": "Addresses that may connect with MQTT; the empty list permits all addresses.",
+    "server.mqtt.max-request-payload": (
+        "Maximum number of bytes of one packet from a client (Maximum Packet Size). "
+        "Without this key, `server.max-request-payload` applies."
+    ),
+    "server.mqtt.session-expiry": (
+        "Maximum number of seconds for which the server keeps the session of a disconnected client. "
+        "Sessions of MQTT 3.1.1 and 3.1 always end after this time. With 0, each session ends with its connection."
+    ),
+    "server.mqtt.inflight": (
+        "Maximum number of messages with QoS 1 or 2 that are not yet acknowledged, for each client and each direction "
+        "(Receive Maximum)."
+    ),
+    "server.mqtt.queue": (
+        "Maximum number of messages with QoS 1 or 2 that wait for a client. "
+        "If the queue is full, the server drops its oldest message."
+    ),
+    "server.mqtt.topic-aliases": "Maximum number of topic aliases of a connection, in each direction; with 0, there are none.",
+    "server.mqtt.publishes": (
+        "Maximum number of messages that a client publishes in a second. The server does not read from a faster client until "
+        "the client is within the limit again."
+    ),
+    "server.mqtt.event": (
+        "Name of the event of each message whose publisher sends no name. "
+        "An MQTT 5.0 client sends a name in the user property `event`."
+    ),
+    "server.mqtt.proxy-protocol": (
+        "Whether each connection to a `tcp://` or `tls://` address must begin with a header of the PROXY protocol, "
+        "version 1 or 2. "
+        "The server accepts such connections from the addresses in `server.proxies` only. "
+        "The address in the header is the address of the client; TLS begins after the header."
+    ),
     "PROTOCOL.path": "Beginning of the protocol's WebSocket paths; a path continues with `server.app-path` and the app's key.",
     "PROTOCOL.activity-timeout": (
         "Number of seconds without data from a client, after which the server sends a ping to this client."
@@ -171,7 +261,6 @@ ABOUT: dict[str, str] = {
 WEBHOOK = config.Webhook(url="")
 AUTHORIZE = config.Authorize(url="")
 PLANNED = """
-server: { proto: [ pusher, mqtt ] }
 cluster: { listen: "udp://*:8001" }
 credentials: [ app.yml ]
 """
@@ -220,8 +309,8 @@ server.yml: good
 - A list can have three forms: `[ a, b ]`, `{ a, b }`, or one item in each line.
   If a key permits several values, one value needs no brackets.
 - Relative paths start at the folder of the configuration file.
-- A change takes effect when you restart the server.
-  A server with several workers can also reload the configuration ([`push1st reload`](scaling.md#reload)).
+- A change takes effect when you reload the configuration ([`push1st reload`](scaling.md#reload)), or restart the server.
+  A server with one worker must be restarted for changes outside of apps, `ssl` and `log`.
 
 ## The environment
 
@@ -293,11 +382,13 @@ def page() -> str:
     for title, table, struct, path in (
         ("server", tables.SERVER, root.server, ("server",)),
         (", ".join(f"server.{name}" for name in config.MESSAGE_PROTOCOLS), tables.PROTOCOL, None, ("server", "pusher")),
+        ("server.mqtt", tables.MQTT, root.server.mqtt, ("server", "mqtt")),
         ("server.sse", tables.SSE, root.server.sse, ("server", "sse")),
         ("server.history", tables.HISTORY_BOUNDS, root.server.history, ("server", "history")),
         ("api", tables.API, root.api, ("api",)),
         ("log", tables.LOG, root.log, ("log",)),
         ("hooks", tables.HOOKS, root.hooks, ("hooks",)),
+        ("metrics", tables.METRICS, root.metrics, ("metrics",)),
     ):
         parts.append(f"## {title}\n\n{INTRODUCTIONS.get(title, '')}")
         if struct is None:
@@ -436,7 +527,7 @@ def _shown(default: Any) -> str:
     if isinstance(default, frozenset):
         order = [*config.PROTOCOLS, *config.TRIGGERS, *type_names]
         return f"`[ {', '.join(sorted(default, key=order.index))} ]`" if default else ""
-    if isinstance(default, config.Networks):
+    if isinstance(default, Networks):
         return f"`[ {default} ]`" if default else ""
     if isinstance(default, tuple):
         return f"`{', '.join(str(item) for item in default)}`"
@@ -450,7 +541,7 @@ def _meaning(path: Path_, key: schema.Key, struct: Any) -> str:
     if not about:
         sys.exit(f"docs/generate.py: no text describes {name}: write it in ABOUT, or in the docstring of its struct")
     about = about.removesuffix(" Does nothing yet.").rstrip(".") + "."
-    if any(name == where or name.startswith(f"{where}.") for where in _planned() if where != "server.proto"):
+    if any(name == where or name.startswith(f"{where}.") for where in _planned()):
         about += " Does nothing yet."
     return _code(about[:1].upper() + about[1:])
 
@@ -484,7 +575,7 @@ def _without_effect() -> str:
     lines += (f"- `{name}` of an app: {key.note}" for name, key in tables.APP.items() if key.note)
     lines.append(f"- an app whose `channels` are `[ smpp ]`: {SMPP_NOTE}")
     lines.append("\nThe following values have no effect, or select the default:\n")
-    protocols = f"server.{{{','.join(config.MESSAGE_PROTOCOLS)}}}"
+    protocols = f"server.{{{','.join((*config.MESSAGE_PROTOCOLS, 'mqtt'))}}}"
     for table, path in ((tables.PROTOCOL, protocols), (tables.API, "api")):
         lines += (f"- `{path}.{name}: {value}`: {note}" for name, key in table.items() for value, note in key.unset.items())
     if planned := _planned():

@@ -18,8 +18,10 @@ from push1st.apps.files import Files
 from push1st.auth import access_token
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
+from push1st.brokers.memory_sessions import MemorySessions
+from push1st.config.addresses import Networks
 from push1st.config.history import HistorySection
-from push1st.config.model import Config, Networks, demo
+from push1st.config.model import Config, demo
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.eager import run_eagerly
@@ -33,6 +35,7 @@ from push1st.protocols.raw_positions import RawPositions
 from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
+from push1st.transports.mqtt.clients import MqttClients
 from push1st.transports.sweep import Sweep
 from push1st.transports.xhr_session import GAP_SECONDS, XhrSession
 
@@ -148,11 +151,12 @@ class Server:
         self.failures: list[BaseException | None] = []
         self.clock = clock = Clock()
         metrics = Metrics()
-        fanout = Fanout(self.loop, clock, metrics, self.note)
+        fanout = Fanout(self.loop, clock, self.note)
         numbers = Random(1)  # noqa: S311 - ids of connections, in a fuzzer
         self.node = Node(Files(config.apps), fanout, metrics, clock, numbers.getrandbits)
         history = MemoryHistory(config.server.history, clock.wall, numbers.getrandbits, metrics)
-        memory = Memory(self.node.stamp, self.node.local_roster, history)
+        sessions = MemorySessions(clock.wall, numbers.getrandbits, metrics, config.server.mqtt)
+        memory = Memory(self.node.stamp, self.node.local_roster, history, sessions)
         hooks = HookDispatcher(
             config.apps,
             config.hooks,
@@ -162,6 +166,7 @@ class Server:
             metrics.hook_events,
             metrics.hook_attempts,
             metrics.decisions,
+            metrics.hook_seconds,
         )
         run_eagerly(self.node.open(memory, memory, memory, memory, memory, hooks))
         sweep = Sweep(clock.monotonic, self.note, lambda: None)
@@ -172,9 +177,8 @@ class Server:
             "websocket-positions": RawPositions(),
         }
         self.context = EdgeContext(self.node, config, codecs, sweep, self.failed)
-        self.listener = Listener(
-            self.context, handlers(self.context, Api(self.node, config).serve), True, config.api.whitelist, 10
-        )
+        table = handlers(self.context, Api(self.node, config).serve, MqttClients(self.context))
+        self.listener = Listener(self.context, table, True, config.api.whitelist, 10)
 
     def failed(self, where: str) -> None:
         self.note()

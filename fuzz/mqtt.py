@@ -3,6 +3,7 @@
 from random import Random
 
 from fuzz.runner import cut, main
+from push1st.filters import FilterTrie, matches, overlap
 from push1st.protocols.mqtt import encode
 from push1st.protocols.mqtt.connect import MAX_CLIENT_ID_BYTES
 from push1st.protocols.mqtt.decode import MAX_CONNECT_BYTES, PacketDecoder
@@ -23,17 +24,7 @@ from push1st.protocols.mqtt.packets import (
     Violation,
 )
 from push1st.protocols.mqtt.payload import data_of, payload_of
-from push1st.protocols.mqtt.topics import (
-    FilterTrie,
-    channel_of,
-    is_filter,
-    is_text,
-    is_topic,
-    matches,
-    overlap,
-    share_of,
-    topic_of,
-)
+from push1st.protocols.mqtt.topics import channel_of, exchange, is_filter, is_text, is_topic, share_of, topic_of
 
 MOST = 1000
 ALIASES = 10
@@ -120,13 +111,14 @@ def check(packet: ClientPacket) -> None:
 
 def check_names(names: list[str]) -> None:
     trie: FilterTrie[str] = FilterTrie()
-    filters = {name for name in names if is_filter(name) and share_of(name) == ("", name)}
+    filters = {exchange(name) for name in names if is_filter(name) and share_of(name) == ("", name)}
     for name in filters:
         trie[name] = name
     for name in filter(is_topic, names):
         assert topic_of(channel_of(name)) == name
-        found, _ = trie.match(name)
-        assert sorted(found) == sorted(one for one in filters if matches(one, name))
+        channel = exchange(name)
+        found, _ = trie.match(channel)
+        assert sorted(found) == sorted(one for one in filters if matches(one, channel))
         assert all(overlap(one, other) for one in found for other in found)
 
 

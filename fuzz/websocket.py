@@ -7,7 +7,18 @@ from websockets.frames import Frame, Opcode
 
 from fuzz.runner import among, cut, main
 from push1st.errors import Disconnect
-from push1st.protocols.websocket import Closed, Decoder, Pinged, Ponged, Text, close_frame, pong_frame, whole_text
+from push1st.protocols.websocket import (
+    Binary,
+    BinaryDecoder,
+    Closed,
+    Decoder,
+    Pinged,
+    Ponged,
+    Text,
+    close_frame,
+    pong_frame,
+    whole_text,
+)
 
 MOST = 1000
 MAX_REST = 131
@@ -35,6 +46,7 @@ SEEDS = [
     masked(Opcode.PING, b"x" * 125) + masked(Opcode.CLOSE, b"\x03\xe8bye"),
     masked(Opcode.CLOSE, b""),
     masked(Opcode.BINARY, b"\x00\x01"),
+    masked(Opcode.BINARY, b"x" * 300, False) + masked(Opcode.PING, b"p") + masked(Opcode.CONT, b"") + masked(Opcode.TEXT, b"x"),
     masked(Opcode.TEXT, b"x" * (MOST + 1)),
     masked(Opcode.TEXT, "жук".encode()[:3], False) + masked(Opcode.CONT, "жук".encode()[3:]),
     masked(Opcode.TEXT, b"a\xff", False) + masked(Opcode.CONT, b"b"),
@@ -46,9 +58,30 @@ SEEDS = [
 
 def run(data: bytes, random: Random) -> None:
     assert events_of(list(cut(data, random))) == events_of([data]), "chunks change what is read"
+    assert payloads_of(list(cut(data, random))) == payloads_of([data]), "chunks change the payloads of binary messages"
     with contextlib.suppress(Disconnect):
         if (text := whole_text(data)) is not None:
             assert events_of([data]) == [text], "the short way changes what is read"
+
+
+def payloads_of(chunks: list[bytes]) -> list[object]:
+    """Returns what `BinaryDecoder` reads: the events, with consecutive parts of payloads joined."""
+    decoder = BinaryDecoder()
+    events: list[object] = []
+    for chunk in chunks:
+        try:
+            for event in decoder.feed(chunk):
+                if isinstance(event, Binary) and events and isinstance(events[-1], bytes):
+                    events[-1] += event.data
+                else:
+                    events.append(event.data if isinstance(event, Binary) else event)
+        except Disconnect as end:
+            among(end.code, CODES)
+            events.append(end.code)
+            break
+        assert len(decoder._rest) <= MAX_REST
+        assert not decoder._message
+    return events
 
 
 def whole(frame: bytes) -> None:

@@ -5,10 +5,15 @@ import hashlib
 from asyncio import AbstractEventLoop, new_event_loop
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import uvloop
 
 from tests.support.loop import pytest_pyfunc_call as pytest_pyfunc_call
+
+# On a busy machine, an example may take longer than the 200 ms that Hypothesis allows by default.
+hypothesis.settings.register_profile("push1st", deadline=None)
+hypothesis.settings.load_profile("push1st")
 
 
 @pytest.fixture

@@ -13,7 +13,11 @@ openssl         openssl   tests/docs/test_examples.py: pages that call it
 ps              procps    tests/cluster: everything that looks for the processes of a server
 nginx           nginx     tests/docs/test_proxies.py: nginx
 caddy           caddy     tests/docs/test_proxies.py: Caddy
+haproxy         haproxy   tests/clients/test_mqtt_proxy.py: haproxy
 systemd-analyze systemd   tests/docs/test_deploy.py: the unit
+mosquitto       mosquitto tests/clients/test_mqtt_clients.py: the bridge; tests/docs/test_examples.py: howto-devices.md
+mosquitto_sub   mosquitto-clients tests/clients/test_mqtt_clients.py: mosquitto_pub, mosquitto_sub, mosquitto_rr; tests/docs/test_examples.py: howto-devices.md
+promtool        prometheus tests/docs/test_alerts.py; tests/docs/test_monitoring.py: everything that needs Prometheus
 chromium        chromium  tests/clients/test_browser.py
 javac           -         tests/clients/test_java.py; a JDK is too large to be fetched
 '
@@ -58,7 +62,7 @@ fetch() {
     echo "test: fetching $2"
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$2" </dev/null >/dev/null 2>&1 || return 0
     case $2 in
-    nginx | caddy) # the packages start a web server where systemd runs: nobody asked for that
+    nginx | caddy | haproxy | mosquitto | prometheus) # the packages start a server where systemd runs: nobody asked for that
         [ ! -d /run/systemd/system ] || systemctl disable --quiet --now "$2" || true ;;
     esac
 }

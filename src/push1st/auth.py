@@ -17,6 +17,10 @@ checks the characters of these names.
 
 An app without a secret has public channels only (Push1st API, section 9). For such an app, every check of a signature
 fails, because anybody could sign with an empty key.
+
+While its operator rotates the secret, an app has several secrets (decision 0031). The first secret signs, and each secret
+verifies. Every check compares a signature with the signatures of all secrets, so that its duration does not show which secret
+fits. The place of a secret is its index in the list of the app's secrets.
 """
 
 import hashlib
@@ -24,7 +28,7 @@ import hmac
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final
@@ -42,6 +46,8 @@ BLOCK: Final = 64
 """the number of bytes in a block of SHA-256"""
 ACCESS_TOKEN_BYTES: Final = 8192
 """the maximum number of bytes of an access token in a URL or a header; a longer token is rejected without a check"""
+MAX_VERIFIED_TOKENS: Final = 1000
+"""the number of access tokens whose signatures are not checked again"""
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]{1,128}\Z")
 _SIGNING = frozenset(("auth_key", "auth_timestamp", "auth_version", "auth_signature", "body_md5"))
@@ -88,21 +94,47 @@ def equal(a: str, b: str) -> bool:
     return hmac.compare_digest(a.encode("utf-8", "surrogatepass"), b.encode("utf-8", "surrogatepass"))
 
 
+def check_bearer(token: str, header: bytes | None) -> bool:
+    """Whether a header `Authorization` contains a bearer token (RFC 6750 §2.1).
+
+    `token`: the expected token; "" if no token is configured, and then no header is valid.
+    `header`: the value of the header; None if the request has none.
+    """
+    scheme, _, given = (header or b"").decode("latin-1").partition(" ")
+    return equal(given.strip(" "), token) and bool(token) and scheme.lower() == "bearer"
+
+
 def channel_signature(secret: str, socket_id: str, channel: str, channel_data: str = "") -> str:
-    """Returns a subscription's signature (Pusher protocol, section 9): the HMAC of `socket_id:channel[:channel_data]`."""
-    return hmac_hex(secret, f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}")
+    """Returns a subscription's signature (Pusher protocol, section 9): the HMAC of `channel_text`."""
+    return hmac_hex(secret, channel_text(socket_id, channel, channel_data))
 
 
-def check_channel(key: str, secret: str, socket_id: str, channel: str, auth: str, channel_data: str = "") -> bool:
-    """Whether a signature authorises a subscription (Push1st API, section 1).
+def channel_text(socket_id: str, channel: str, channel_data: str) -> str:
+    """Returns the text to sign for a subscription: `socket_id:channel[:channel_data]`."""
+    return f"{socket_id}:{channel}:{channel_data}" if channel_data else f"{socket_id}:{channel}"
+
+
+def check_channel(
+    key: str, secrets: Sequence[str], socket_id: str, channel: str, auth: str, channel_data: str = ""
+) -> int | None:
+    """Returns the place of the secret whose signature authorises a subscription (Push1st API, section 1); None for no secret.
 
     An empty channel name, or a name with a colon, is never authorised: the signed text could be read as another kind of text.
 
     `auth`: the signature, alone or after the app key and a colon.
     """
-    if not secret or not channel or ":" in channel:
-        return False
-    return equal(auth.removeprefix(f"{key}:"), channel_signature(secret, socket_id, channel, channel_data))
+    if not channel or ":" in channel:
+        return None
+    return _place(secrets, channel_text(socket_id, channel, channel_data), auth.removeprefix(f"{key}:"))
+
+
+def _place(secrets: Sequence[str], text: str, signature: str) -> int | None:
+    """Returns the place of the secret that made the signature of a text; None if no secret made it. Compares all secrets."""
+    found = None
+    for place, secret in enumerate(secrets):
+        if equal(signature, hmac_hex(secret, text)):
+            found = place
+    return found
 
 
 def body_signature(secret: str, body: bytes) -> str:
@@ -115,13 +147,21 @@ def body_signature(secret: str, body: bytes) -> str:
 
 
 def user_signature(secret: str, socket_id: str, user_data: str) -> str:
-    """Returns the signature for the sign-in of a user (Pusher protocol, section 5): HMAC of `socket_id::user::user_data`."""
-    return hmac_hex(secret, f"{socket_id}::user::{user_data}")
+    """Returns the signature for the sign-in of a user (Pusher protocol, section 5): the HMAC of `user_text`."""
+    return hmac_hex(secret, user_text(socket_id, user_data))
 
 
-def check_user(key: str, secret: str, socket_id: str, user_data: str, auth: str) -> bool:
-    """Whether a signature is valid for this user's sign-in. `auth`: the signature, alone or after the app key and a colon."""
-    return bool(secret) and equal(auth.removeprefix(f"{key}:"), user_signature(secret, socket_id, user_data))
+def user_text(socket_id: str, user_data: str) -> str:
+    """Returns the text to sign for the sign-in of a user: `socket_id::user::user_data`."""
+    return f"{socket_id}::user::{user_data}"
+
+
+def check_user(key: str, secrets: Sequence[str], socket_id: str, user_data: str, auth: str) -> int | None:
+    """Returns the place of the secret whose signature is valid for the sign-in of a user; None for no secret.
+
+    `auth`: the signature, alone or after the app key and a colon.
+    """
+    return _place(secrets, user_text(socket_id, user_data), auth.removeprefix(f"{key}:"))
 
 
 def session_token(secret: str, session: str, channel: str, data: str = "") -> str:
@@ -152,6 +192,11 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
     """the names of channels; a trailing `*` makes a name a prefix, and `*` alone stands for all channels"""
     exp: int | None
     """the time at which the token expires, in seconds since 1970; None if the token does not expire"""
+    sub: str | None = None
+    """the id of the user that the token names; None if the token names no user. Only MQTT uses this claim"""
+    place: int = 0
+    """the place of the secret that signed the token, when the token was checked. This field needs no memory: Python's allocator
+    rounds the size of the struct up to a multiple of 16 bytes"""
 
     def allows(self, channel: str) -> bool:
         """Whether the token authorises `channel`."""
@@ -162,11 +207,14 @@ class Claims(msgspec.Struct, frozen=True, gc=False):
         return self.origin in ("*", origin)
 
 
-def access_token(secret: str, app: str, origin: str, channel: str | list[str], ttl: int, now: float) -> str:
+def access_token(
+    secret: str, app: str, origin: str, channel: str | list[str], ttl: int, now: float, user: str | None = None
+) -> str:
     """Returns a JWT (HS256) that authorises `channel` on raw WebSockets (Push1st API, section 2).
 
     `ttl`: the seconds until the token expires; with 0, the token does not expire.
     `now`: the time in seconds since 1970.
+    `user`: the id of the user that the token names (`Claims.sub`); None: the token names no user.
     Raises Refused(400) for a negative `ttl` or an empty `origin`, and Refused(403) if the app has no secret.
     """
     if not secret:
@@ -178,37 +226,66 @@ def access_token(secret: str, app: str, origin: str, channel: str | list[str], t
     claims: dict[str, object] = {"app": app, "origin": origin, "channel": channel}
     if ttl:
         claims["exp"] = int(now) + ttl
+    if user is not None:
+        claims["sub"] = user
     return jwt.encode(claims, _jwt_key(secret), algorithm="HS256")
 
 
-def check_access_token(secret: str, app: str, token: str, now: float) -> Claims:
+def check_access_token(secrets: tuple[str, ...], app: str, token: str, now: float) -> Claims:
     """Checks an access token and returns its claims.
 
     The claim `channel` is required. A token without the claim `origin` is valid for any origin.
 
+    `secrets`: the secrets of the app.
     `app`: the app id that the token must contain.
     `now`: the time in seconds since 1970.
     Raises Refused(401) with the reason.
     """
-    if not secret:
+    if not secrets:
         raise Refused(401, _NO_SECRET)
     if len(token) > ACCESS_TOKEN_BYTES:
         raise Refused(401, f"access token is {len(token)} bytes long, the limit is {ACCESS_TOKEN_BYTES}")
     if not token.isascii():
         raise Refused(401, "access token is not a JWT")
+    claims, begins, ends = _verified(secrets, app, token)
+    if now < begins:
+        raise Refused(401, "access token is not valid yet: its nbf is in the future")
+    if now >= ends:  # a token is invalid from the time `exp` on (RFC 7519 §4.1.4)
+        raise Refused(401, "access token has expired")
+    return claims
+
+
+def read_access_token(token: str) -> tuple[str, Mapping[str, object]]:
+    """Returns the algorithm and the claims of an access token, without a check of its signature, for diagnosis only.
+
+    Raises ValueError if the token is not a JWT.
+    """
     try:
-        claims = jwt.decode(token, _jwt_key(secret), algorithms=["HS256"], options=_SIGNATURE_ONLY)
-    except jwt.InvalidAlgorithmError:
-        raise Refused(401, "access token is not signed with HS256") from None
-    except jwt.InvalidSignatureError:
-        raise Refused(401, "access token is not signed with the secret of this app") from None
+        algorithm = jwt.get_unverified_header(token).get("alg")
+        claims = jwt.decode(token, options={"verify_signature": False})
     except (jwt.PyJWTError, ValueError, RecursionError):
-        raise Refused(401, "access token is not a JWT") from None
-    return _claims(claims, app, now)
+        raise ValueError("not a JWT") from None
+    return str(algorithm), claims
 
 
-def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
-    """Checks the claims of a token whose signature is valid, and returns the claims. Raises Refused(401)."""
+def is_signed_with(secret: str, token: str) -> bool:
+    """Returns whether a JWT is signed with a secret by HS256."""
+    try:
+        jwt.decode(token, _jwt_key(secret), algorithms=["HS256"], options=_SIGNATURE_ONLY)
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return False
+    return bool(secret)
+
+
+@lru_cache(MAX_VERIFIED_TOKENS)
+def _verified(secrets: tuple[str, ...], app: str, token: str) -> tuple[Claims, float, float]:
+    """Returns the claims of an access token whose signature is valid, and the times at which the token begins and ends.
+
+    The times are infinite if the token does not have them. Raises Refused(401), which is not cached.
+
+    measured: checking a signature takes 100 µs. All devices of a fleet may have the same token, and then share the claims.
+    """
+    claims, place = _signed_claims(secrets, token)
     if claims.get("app") != app:
         raise Refused(401, "access token is for another app")
     origin = claims.get("origin", "*")
@@ -218,14 +295,29 @@ def _claims(claims: Mapping[str, object], app: str, now: float) -> Claims:
     channels = [channel] if isinstance(channel, str) else channel
     if not isinstance(channels, list) or not all(isinstance(name, str) for name in channels):
         raise Refused(401, "access token's channel is neither a text nor a list of them")
-    if "nbf" in claims and now < _seconds(claims, "nbf"):
-        raise Refused(401, "access token is not valid yet: its nbf is in the future")
-    if "exp" not in claims:
-        return Claims(app, origin, tuple(channels), None)
-    exp = _seconds(claims, "exp")
-    if now >= exp:  # a token is invalid from the time `exp` on (RFC 7519 §4.1.4)
-        raise Refused(401, "access token has expired")
-    return Claims(app, origin, tuple(channels), min(int(exp), NEVER))
+    begins = _seconds(claims, "nbf") if "nbf" in claims else -math.inf
+    ends = _seconds(claims, "exp") if "exp" in claims else math.inf
+    sub = claims.get("sub")
+    exp = min(int(ends), NEVER) if "exp" in claims else None
+    return Claims(app, origin, tuple(channels), exp, sub if isinstance(sub, str) else None, place), begins, ends
+
+
+def _signed_claims(secrets: Sequence[str], token: str) -> tuple[dict[str, Any], int]:
+    """Returns the claims of a token, and the place of the secret that signed it. Compares all secrets. Raises Refused(401)."""
+    claims: dict[str, Any] | None = None
+    found = 0
+    for place, secret in enumerate(secrets):
+        try:
+            claims, found = jwt.decode(token, _jwt_key(secret), algorithms=["HS256"], options=_SIGNATURE_ONLY), place
+        except jwt.InvalidAlgorithmError:
+            raise Refused(401, "access token is not signed with HS256") from None
+        except jwt.InvalidSignatureError:
+            continue
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            raise Refused(401, "access token is not a JWT") from None
+    if claims is None:
+        raise Refused(401, "access token is not signed with the secret of this app")
+    return claims, found
 
 
 def _seconds(claims: Mapping[str, object], name: str) -> int | float:
@@ -269,13 +361,25 @@ def sign_request(
     return query
 
 
-def check_request(key: str, secret: str, method: str, path: str, query: str, body: bytes, now: float) -> bool:
+def check_request(
+    key: str,
+    secret: str,
+    method: str,
+    path: str,
+    query: str,
+    body: bytes,
+    now: float,
+    older: tuple[str, ...] = (),
+    used: Callable[[int], object] = lambda _: None,
+) -> bool:
     """Checks a request's signature (Pusher protocol, section 9). Returns whether `query` has other parameters than those of the
     signature.
 
     `method`, `path`: as in the request line; the path is not decoded, because the official libraries sign the path they send.
     `query`: the query of the request line, without the `?`.
     `now`: the time in seconds since 1970.
+    `older`: the further secrets of the app, which are valid as well.
+    `used`: a function that is called with the place of the secret that has signed the request, if the app has several secrets.
     Raises Refused(401) with the exact reason.
     """
     parts = query.split("&")
@@ -295,9 +399,15 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
             and version_part == "auth_version=1.0"
             and digest_part == f"body_md5={hashlib.md5(body, usedforsecurity=False).hexdigest()}"
             and signature_part.isascii()  # `compare_digest` raises TypeError for text that is not ASCII
-            and hmac.compare_digest(signature_part, "auth_signature=" + hmac_hex(secret, text))
         ):
-            return False
+            if not older:
+                if hmac.compare_digest(signature_part, "auth_signature=" + hmac_hex(secret, text)):
+                    return False
+            elif signature_part.startswith("auth_signature="):
+                place = _place((secret, *older), text, signature_part[15:])
+                if place is not None:
+                    used(place)
+                    return False
     pairs = _pairs(query)
     given = dict(pairs)
     if len(given) < len(pairs) and (twice := _SIGNING.intersection(_repeated(pairs))):
@@ -321,8 +431,11 @@ def check_request(key: str, secret: str, method: str, path: str, query: str, bod
     elif not equal(digest, hashlib.md5(body, usedforsecurity=False).hexdigest()):
         raise Refused(401, f"body_md5 is not the MD5 of the {len(body)} bytes received")
     pairs.remove(("auth_signature", signature))
-    if not equal(signature, hmac_hex(secret, _request_text(method, path, pairs))):
+    place = _place((secret, *older), _request_text(method, path, pairs), signature)
+    if place is None:
         raise Refused(401, "auth_signature is wrong: sign METHOD, path and sorted parameters, a line each, with the app's secret")
+    if older:
+        used(place)
     return not _SIGNING.issuperset(given)
 
 

@@ -40,19 +40,24 @@ class Bucket:
     The callers of `take` pass the time in seconds, on a clock that does not go back.
     """
 
-    __slots__ = ("_at", "_left", "_rate")
+    __slots__ = ("_at", "_left", "rate")
 
     def __init__(self, rate: int, now: float) -> None:
-        self._rate = rate
+        self.rate = rate
         self._left = float(rate)
         self._at = now
 
     def take(self, now: float, cost: int = 1) -> bool:
         """Takes `cost` units if the bucket has at least `cost` units; returns whether the units were taken."""
         if now > self._at:
-            self._left = min(float(self._rate), self._left + (now - self._at) * self._rate)
+            self._left = min(float(self.rate), self._left + (now - self._at) * self.rate)
             self._at = now
         if self._left < cost:
             return False
         self._left -= cost
         return True
+
+    def charge(self, now: float, cost: float) -> None:
+        """Takes `cost` units, also if the bucket has less. Then `take` takes none until the bucket has earned the rest."""
+        self.take(now, 0)
+        self._left -= cost

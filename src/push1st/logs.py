@@ -12,6 +12,7 @@ not log secrets.
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Final, Literal, TextIO
@@ -21,6 +22,9 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 
 from push1st.printable import printable, printable_lines
 
+LEVELS: Final = ("debug", "info", "warning", "error", "critical")
+messages: Counter[str] = Counter()
+"""the number of lines that this process has written, by level"""
 MASK: Final = "***"
 """the text that replaces a secret"""
 DEPTH: Final = 8
@@ -77,7 +81,7 @@ def setup(format: Literal["text", "json"], level: str, stream: TextIO, worker: i
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, mask_secrets, *render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _count, mask_secrets, *render],
         )
     )
     logging.captureWarnings(True)
@@ -117,6 +121,11 @@ class Seldom:
         self._at = now
         times, self._times = self._times, 0
         return times
+
+
+def _count(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    messages[event["level"]] += 1
+    return event
 
 
 def _add_worker(number: int, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -5,6 +5,7 @@ The session does not use bytes, and the codec does not use sessions. All structs
 which the server does not change. So the data is parsed once, and is not encoded again for connections that use JSON.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -28,6 +29,21 @@ MAX_HEADERS_BYTES = 4096
 """the maximum number of bytes of `headers` in an API call, and of `headers`, `options` and `extra` together in a raw frame"""
 MEMBER_ADDED = INTERNAL + "member_added"
 MEMBER_REMOVED = INTERNAL + "member_removed"
+
+
+class MqttFields(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """The fields of a message that MQTT clients publish and receive, and that other clients do not have.
+
+    `qos`: the quality of service with which the message was published.
+    `retain`: whether the publisher has set RETAIN.
+    `expires`: when the message expires, on the wall clock in nanoseconds; 0 if it does not expire.
+    `properties`: the encoded properties of MQTT 5.0 that receivers get unchanged.
+    """
+
+    qos: int = 0
+    retain: bool = False
+    expires: int = 0
+    properties: bytes = b""
 
 
 class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -56,6 +72,17 @@ class Message(msgspec.Struct, frozen=True, gc=False, array_like=True):
     user_id: str | None = None
     headers: bytes = b""
 
+    @property
+    def mqtt(self) -> MqttFields | None:
+        """The fields that only MQTT clients use; None for a message that no MQTT client has published."""
+        return None
+
+
+class MqttMessage(Message, frozen=True, gc=False, array_like=True):
+    """A message that an MQTT client has published. The other messages have no such field, so their encoded form has none."""
+
+    mqtt: MqttFields | None = None
+
 
 class KeptMessage(Message, frozen=False, gc=False, array_like=True):  # type: ignore[misc]  # msgspec allows this
     """A message of a channel that keeps a history, with the message's position in the history.
@@ -70,23 +97,32 @@ class KeptMessage(Message, frozen=False, gc=False, array_like=True):  # type: ig
     expires: int = 0
     offset: int = 0
     epoch: str = ""
+    mqtt: MqttFields | None = None
+
+
+def qos_of(message: Message) -> int:
+    """Returns the quality of service of a message: 1 for an event of the API, which the broker confirms, 0 for a client event."""
+    fields = message.mqtt
+    return fields.qos if fields is not None else int(message.sender == API)
 
 
 class Published(msgspec.Struct, frozen=True, gc=False):
-    """The result of publishing a message.
-
-    A result shows that the broker has accepted the message. The broker delivers it to all running workers that have subscribers.
+    """The result of publishing a message. The broker has accepted it, and delivers it to all running workers with subscribers.
 
     `count`: the number of the channel's subscribers on all workers, as `Broker.publish` describes.
     `offset`, `epoch`: the message's position in its channel's history (`KeptMessage`); 0 and "" if the message is not kept.
     `repeats`: if the publisher has published with the same idempotency key before, the id of the first message; else 0. Then the
     other fields are those of the first result, and the broker has delivered nothing.
+    `logs`: the number of logs that keep the message for absent MQTT clients.
+    `filters`: the number of workers with filters that match the channel; 0 if `count` includes the subscribers of filters.
     """
 
     count: int
     offset: int = 0
     epoch: str = ""
     repeats: int = 0
+    logs: int = 0
+    filters: int = 0
 
 
 class Options(msgspec.Struct, frozen=True, gc=False):
@@ -247,6 +283,11 @@ class ClientRequest(msgspec.Struct, frozen=True, gc=False):
     origin: str | None = None
     cookie: str | None = None
     authorization: str | None = None
+
+    @property
+    def user(self) -> SignedInUser | None:
+        """The user that the client has proved to be before the backend decides; None without such a proof."""
+        return None
 
 
 # Commands of clients.
@@ -430,9 +471,6 @@ Reply = (
 )
 
 
-# Requests and responses between the HTTP transport and the API.
-
-
 class Request(msgspec.Struct, frozen=True, gc=False):
     """An HTTP request for the API.
 
@@ -440,6 +478,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     `distrust`: the reason why the request must be signed; "" if the API accepts the request unsigned (Push1st API, section 6).
     `started`: when the first byte of the request arrived, in nanoseconds on the performance counter.
     `idempotency_key`: the value of the header `Idempotency-Key`; None if the request does not have this header.
+    `headers`: the needed headers (`protocols.http`), with lower-case names; None for remembered headers and on `server.listen`.
     """
 
     method: str
@@ -449,6 +488,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     distrust: str
     started: int
     idempotency_key: bytes | None = None
+    headers: Mapping[bytes, bytes] | None = None
 
 
 class Response(msgspec.Struct, frozen=True, gc=False):

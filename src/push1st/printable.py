@@ -1,6 +1,10 @@
 """Makes text safe for a terminal: text from clients, other servers and files must not move the cursor or forge a line."""
 
+import json
 import re
+from typing import Any
+
+import msgspec
 
 # Control characters, line ends, characters that reorder text (UAX #9), and unpaired surrogates.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
@@ -14,3 +18,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """Returns a text of several lines, with the escapes of `printable`. Line ends stay, even those that a client has sent."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def printable_json(value: Any) -> str:
+    """Returns a struct as JSON of several lines. The JSON is ASCII, so it contains none of the unsafe characters."""
+    return json.dumps(msgspec.to_builtins(value), indent=2)

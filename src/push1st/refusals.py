@@ -42,14 +42,17 @@ class Refusals:
         self._left_out = 0
         self._known: set[str] = set()
         self._secrets: re.Pattern[str] | None = None
+        # The pattern of all known secrets; None if it is outdated. The next line of the log renews it, so that a reload that
+        # changes thousands of apps does not renew it for each app.
         self.mask(*secrets)
 
     def mask(self, *secrets: str) -> None:
         """Masks further secrets in the log. Earlier secrets stay masked, because clients may still send earlier secrets."""
         if self.enabled:
-            self._known.update(secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY))
-            longest_first = sorted(self._known, key=len, reverse=True)
-            self._secrets = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+            new = {secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY)} - self._known
+            if new:
+                self._known |= new
+                self._secrets = None
 
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
         """Logs a rejection.
@@ -65,7 +68,7 @@ class Refusals:
         if self._left_out:
             where["left_out"], self._left_out = self._left_out, 0
         fields = {name: self._without_secrets(value) for name, value in where.items() if value}
-        log.debug(event, code=code, reason=self._without_secrets(reason), **fields)
+        log.debug(event, code=int(code), reason=self._without_secrets(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
         """Writes a log line about a rejected request. The JSON body of `response` contains the reason."""
@@ -73,4 +76,8 @@ class Refusals:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
 
     def _without_secrets(self, value: object) -> object:
-        return self._secrets.sub(logs.MASK, value) if self._secrets is not None and isinstance(value, str) else value
+        if not self._known or not isinstance(value, str):
+            return value
+        if self._secrets is None:
+            self._secrets = re.compile("|".join(map(re.escape, sorted(self._known, key=len, reverse=True))))
+        return self._secrets.sub(logs.MASK, value)

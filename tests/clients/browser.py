@@ -42,6 +42,8 @@ FILES = {
     "/pusher-with-encryption.js": (PUSHER_JS / "pusher-with-encryption.js", "text/javascript"),
     "/echo.js": (MODULES / "laravel-echo" / "dist" / "echo.iife.js", "text/javascript"),
     "/recovering.html": (HERE / "pages" / "recovering.html", "text/html"),
+    "/mqtt.html": (HERE / "pages" / "mqtt.html", "text/html"),
+    "/mqtt.js": (MODULES / "mqtt" / "dist" / "mqtt.js", "text/javascript"),
     "/push1st.html": (HERE / "pages" / "push1st.html", "text/html"),
     "/push1st_worker.js": (HERE / "pages" / "push1st_worker.js", "text/javascript"),
     "/push1st.js": (PUSH1ST_JS / "push1st.js", "text/javascript"),

@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 from push1st import __version__ as push1st_version
+from push1st.auth import check_access_token
 from tests.support.process import APP, DEADLINE, PUSH1ST, ServerProcess, free_ports, program, push1st, running, wait_until
 from tests.support.raw_socket import raw_socket
 from tests.support.signing import hmac_hex
@@ -320,6 +321,30 @@ def test_the_access_token_opens_a_channel(server: ServerProcess, channel: str) -
         server.until_sessions(private, 1)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "note"),
+    [
+        ("private-devices/kitchen/*", "note: 'private-devices/kitchen/*' contains /"),
+        ("private-*.temp", "note: in 'private-*.temp', only a * at the end is a wildcard"),
+        ("private-devices.+", "note: in 'private-devices.+', only"),
+        ("private-devices.#", "note: in 'private-devices.#', only"),
+        ("private-devices.*", ""),
+        ("*", ""),
+    ],
+)
+def test_channel_of_a_token_that_looks_like_a_filter_has_a_note(pattern: str, note: str) -> None:
+    done = push1st("token", "access", "--app", "home", "--secret", "secret", "--channel", pattern)
+    assert done.stderr.startswith(note) if note else done.stderr == ""
+    assert check_access_token(("secret",), "home", done.stdout.strip(), 0).channels == (pattern,)
+
+
+def test_access_token_names_the_user_of_an_option() -> None:
+    options = ("token", "access", "--app", "home", "--secret", "secret")
+    named = push1st(*options, "--user", "kitchen").stdout.strip()
+    assert check_access_token(("secret",), "home", named, 0).sub == "kitchen"
+    assert check_access_token(("secret",), "home", push1st(*options).stdout.strip(), 0).sub is None
+
+
 SHOP = {"shop": {"key": "shop-key", "secret": "a-long-random-secret-of-at-least-32-bytes", "channels": ["public", "private"]}}
 
 
@@ -393,6 +418,7 @@ def test_publish_notes_that_pusher_clients_cannot_subscribe_to_the_channel(serve
         (("session", "greeting", "private-x"), "found the socket id 'greeting', allowed: "),
         (("session", "1.2", "hall"), "found the public channel 'hall', allowed: private-…"),
         (("access", "--channel", ""), "a channel name is empty"),
+        (("access", "--user", ""), "user id '' must have 1 to 128 characters"),
     ],
 )
 def test_arguments_that_make_no_useful_token_are_rejected(arguments: tuple[str, ...], said: str) -> None:
@@ -625,3 +651,41 @@ def test_the_demo_s_lines_to_paste_show_a_message(demo: subprocess.Popen[str], t
         finally:
             shell.terminate()
             shell.wait()
+
+
+def test_first_configuration_serves_at_once(channel: str) -> None:
+    server = ServerProcess()
+    for name in ("server.yml", "apps/apps.yml"):
+        (server.folder / name).unlink()
+    assert "created" in push1st("init", str(server.folder)).stdout
+    file = server.folder / "server.yml"
+    assert "good" in push1st("check", "-c", str(file)).stdout
+    text = file.read_text().replace("tcp://*:6001", f"tcp://127.0.0.1:{server.ws_port}")
+    file.write_text(text.replace("tcp://127.0.0.1:6002", f"[ tcp://127.0.0.1:{server.api_port}, unix://{server.unix} ]"))
+    server.start()
+    with subprocess.Popen(
+        [*PUSH1ST, "subscribe", "-c", str(file), "--count", "1", f"private-{channel}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as subscriber:
+        assert subscriber.stderr is not None
+        assert subscriber.stdout is not None
+        assert "subscribed" in subscriber.stderr.readline()
+        push1st("publish", "-c", str(file), f"private-{channel}", "greeting", "hello")
+        assert subscriber.stdout.read() == f"private-{channel}  greeting  hello\n"
+    server.stop()
+
+
+def test_a_token_that_the_check_accepts_opens_a_channel_and_a_rejected_token_does_not(
+    server: ServerProcess, channel: str
+) -> None:
+    private, file = f"private-{channel}", str(server.folder / "server.yml")
+    good = push1st("token", "access", "-c", file, "--app", "app-test", "--channel", private).stdout.strip()
+    assert "accepted" in push1st("token", "check", "-c", file, "--channel", private, good).stdout
+    with raw_socket(server, private, query=f"token={good}"):
+        server.until_sessions(private, 1)
+    bad = push1st("token", "access", "-c", file, "--app", "app-test", "--secret", "wrong", "--channel", private).stdout.strip()
+    assert "rejected" in push1st("token", "check", "-c", file, "--channel", private, bad, code=1).stdout
+    with pytest.raises(ConnectionClosed), raw_socket(server, private, query=f"token={bad}") as socket:
+        socket.receive()

@@ -534,9 +534,10 @@ def test_an_idle_connection_is_closed_after_the_keep_alive_timeout() -> None:
 # -- health
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready"])
+@pytest.mark.parametrize("path", ["/health", "/ready", "/up", "/accept-traffic"])
 def test_a_running_server_is_alive_and_ready(server: ServerProcess, path: str) -> None:
-    assert server.get(path).status == 200
+    for port in (server.api_port, server.ws_port, server.unix):
+        assert server.get(path, port=port).status == 200
 
 
 def test_metrics_count_connections(server: ServerProcess, connect: Callable[..., PusherSocket]) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from push1st.refusals import MAX_LINES
-from tests.support.process import APP, ServerProcess, merged, running, wait_until
+from tests.support.paho import V5, paho_client
+from tests.support.process import APP, ServerProcess, free_ports, merged, running, wait_until
 from tests.support.pusher_socket import dialled, pusher_socket
 from tests.support.raw_socket import raw_socket
+from tests.support.signing import access_token
 
 SECRET = "canary-secret-of-more-than-32-bytes-0123456789"
 APPS = {
@@ -117,6 +119,30 @@ def test_a_secret_in_place_of_a_key_is_masked_in_the_log(talking: ServerProcess)
     with dialled(talking, f"/app/{SECRET}") as client:
         assert client.close_code() == 4001
     refused(talking, "handshake refused", 4001, "App key *** does not exist")
+
+
+def test_rejections_of_mqtt_clients_are_logged_without_user_names_and_passwords() -> None:
+    (port,) = free_ports(1)
+    mqtt = {"listen": f"tcp://127.0.0.1:{port}"}
+    with running({"log": {"level": "debug"}, "server": {"proto": ["mqtt"], "mqtt": mqtt}}) as server:
+        token = access_token({"app": "app-test", "channel": "private-a", "sub": "canary-user"})
+        name, password = "app-key:canary-name", "canary-password"
+        client_id = "pump " + "x" * 100
+        for given in (password, token[:-1]):
+            with paho_client(port, V5, client_id, name, given, accepted=False):
+                pass
+        refused(server, "connection refused", 134, "the password is not an access token", f"client_id='pump {'x' * 59}'")
+        with paho_client(port, V5, client_id, name, token) as client:
+            client.subscribe("private-b")
+            client.publish("private-c", "canary-payload", qos=1)
+            client.until_acknowledged()
+            client.publish("a" * 1025, "canary-payload")
+            client.expect_end()
+        refused(server, "subscription refused", 135, "topic=private-b", f"client_id='pump {'x' * 59}'")
+        refused(server, "message refused", 135, "topic=private-c")
+        refused(server, "connection closed", 129)
+        assert "canary" not in server.output
+        assert token[:20] not in server.output
 
 
 def test_a_flood_of_refusals_logs_a_few_lines_and_the_number_left_out(talking: ServerProcess) -> None:

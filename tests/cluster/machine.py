@@ -8,13 +8,16 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import yaml
 
-from tests.support.process import ServerProcess, merged, program, running, wait_until
+from tests.support.process import PUSH1ST, ServerProcess, merged, program, running, wait_until
 from tests.support.pusher_socket import PusherSocket, pusher_socket
+
+Opened = TypeVar("Opened")
 
 ROOM = "presence-room"
 GONE_SECONDS = 13
@@ -95,16 +98,24 @@ def kill(pid: int, number: int = signal.SIGKILL) -> None:
     os.kill(pid, number)
 
 
-def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) -> PusherSocket:
-    """Connects a client to one worker."""
-    for _ in range(MAX_TRIES):
+def on_worker(
+    server: ServerProcess, number: int, stack: contextlib.ExitStack, connect: Callable[[], AbstractContextManager[Opened]]
+) -> Opened:
+    """Connects a client to one worker. connect: returns a new connection as a context."""
+    deadline = time.monotonic() + 30  # a worker that has just been killed has to start again
+    while time.monotonic() < deadline:
         before = by_worker(server, "push1st_connections_opened_total").get(number, 0)
         with contextlib.ExitStack() as attempt:
-            client = attempt.enter_context(pusher_socket(server))
+            client = attempt.enter_context(connect())
             if by_worker(server, "push1st_connections_opened_total").get(number, 0) > before:
                 stack.push(attempt.pop_all())
                 return client
     raise AssertionError(f"no connection reaches worker {number}")
+
+
+def connect_to(server: ServerProcess, number: int, stack: contextlib.ExitStack) -> PusherSocket:
+    """Connects a Pusher client to one worker."""
+    return on_worker(server, number, stack, lambda: pusher_socket(server))
 
 
 def reconfigure(server: ServerProcess, change: Mapping[str, Any]) -> None:
@@ -113,10 +124,23 @@ def reconfigure(server: ServerProcess, change: Mapping[str, Any]) -> None:
     file.write_text(yaml.safe_dump(merged(yaml.safe_load(file.read_text()), change)))
 
 
+def start_reload(server: ServerProcess, *arguments: str) -> "subprocess.Popen[str]":
+    """Starts the command `push1st reload` for the server."""
+    start = [*PUSH1ST, "reload", "-c", str(server.folder / "server.yml"), *arguments]
+    return subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def command(server: ServerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command `push1st reload` for the server."""
+    with start_reload(server, *arguments) as process:
+        out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def reload(server: ServerProcess, outcome: str = "reloaded") -> None:
-    """Makes the server read its configuration again, and waits until its log has the outcome."""
+    """Makes the server read its configuration again and replace its workers, and waits until its log has the outcome."""
     before = server.output.count(outcome)
-    kill(supervisor(server), signal.SIGHUP)
+    command(server, "--workers")
     wait_until(lambda: server.output.count(outcome) > before, f"the log says: {outcome}", 30)
 
 

@@ -48,7 +48,7 @@ from push1st.messages import (
     Unsubscribe,
     WatchlistStatus,
 )
-from push1st.metrics import Metrics
+from push1st.metrics import Histogram, Metrics
 from push1st.process.system import SystemClock
 from tests.support.node import KEY, SECRET, Hooks, app_config
 from tests.support.valkey import Valkey
@@ -111,7 +111,7 @@ class Place:
         self.metrics = Metrics()
         self.failures: list[str] = []
         self.name = f"node{next(_names)}"
-        fanout = Fanout(loop, SystemClock(), self.metrics, lambda: self.failures.append(repr(sys.exception())))
+        fanout = Fanout(loop, SystemClock(), lambda: self.failures.append(repr(sys.exception())))
         self.config = app_config({"members": 0, **limits}, subscription_count=bool(limits), history=history)
         self.node = Node(Files([self.config]), fanout, self.metrics, SystemClock(), random.getrandbits)
         self.hooks = Hooks()
@@ -132,7 +132,9 @@ class Place:
     def send_edges_to(self, backend: Backend) -> "Place":
         """Sends the edges of this node to a backend, like webhooks."""
         config = app_config(webhooks=(EDGES,))
-        board = HookDispatcher([config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter())
+        board = HookDispatcher(
+            [config], HooksConfig(), "", SystemClock(), random.getrandbits, Counter(), Counter(), Counter(), Histogram()
+        )
 
         def queue(format: str, hook_event: HookEvent) -> None:
             if format == "pusher" and not self.dead:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from push1st.config.model import Config, Listen, ServerConfig
+from push1st.config.addresses import Listen
+from push1st.config.model import Config, ServerConfig
 from push1st.errors import ConfigError
 from push1st.process import rundir
 from push1st.process.sockets import BoundSocket, bind, bind_again, close, with_ports
@@ -105,7 +106,7 @@ def test_a_folder_that_others_could_have_made_is_refused(tmp_path, monkeypatch) 
     rundir.RunDir(None).close()
     (base,) = tmp_path.iterdir()
     base.chmod(0o777)
-    with pytest.raises(ConfigError, match="several workers need a folder"):
+    with pytest.raises(ConfigError, match="the server needs a folder"):
         rundir.RunDir(None)
     assert rundir.running(None) == {}
 
@@ -114,6 +115,7 @@ def test_a_folder_that_others_could_have_made_is_refused(tmp_path, monkeypatch) 
 def places(tmp_path: Path, monkeypatch) -> Path:
     """Makes a folder like the folders of systemd for services; the service is called `shop`."""
     monkeypatch.setattr(rundir, "SERVICES", tmp_path / "run")
+    monkeypatch.setattr(rundir, "TEMPORARY", ())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     (tmp_path / "run" / "shop").mkdir(parents=True)
@@ -125,7 +127,6 @@ def test_a_supervisor_that_systemd_started_is_found_by_its_user(places: Path, mo
     one = rundir.RunDir("/etc/shop.yml")
     monkeypatch.delenv("RUNTIME_DIRECTORY")
     assert rundir.running("/etc/shop.yml") == rundir.running(None) == {int(one.path.name): one.path}
-    assert rundir.reloads(one.path) == rundir.Reloads()
     one.close()
     assert rundir.running(None) == {}
 
@@ -161,11 +162,9 @@ def test_a_pipe_in_place_of_a_file_does_not_block(places: Path) -> None:
     folder.mkdir(parents=True)
     folder.parent.chmod(0o700)
     os.mkfifo(folder / "configuration")
-    os.mkfifo(folder / "reloads")
     os.mkfifo(folder.parent / "1")
     with held(folder):
         assert rundir.running("/etc/shop.yml") == {}
-        assert rundir.reloads(folder) is None
 
 
 @contextlib.contextmanager

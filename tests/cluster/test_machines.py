@@ -14,6 +14,7 @@ import pytest
 from tests.cluster.machine import GONE_SECONDS, ROOM, by_worker, children, connect_to, exists, machine, supervisor, users_of
 from tests.support.nodejs import NodeProcess
 from tests.support.process import ServerProcess, wait_until
+from tests.support.pusher_socket import pusher_socket
 from tests.support.valkey import Valkey
 
 MAX_CLIENTS = 16
@@ -93,6 +94,15 @@ def test_pusher_js_clients_on_four_workers_of_two_machines_see_one_presence_chan
         assert not [seen for seen in client.seen if seen["on"] == "member_removed"], "a false leave"
         came = [seen["member"]["id"] for seen in client.seen if seen["on"] == "member_added"]
         assert len(came) == len(set(came)), "a false join"
+
+
+def test_connections_of_an_app_are_those_of_all_machines(cluster: Cluster, stack: contextlib.ExitStack) -> None:
+    for server in (cluster.one, cluster.one, cluster.two):
+        stack.enter_context(pusher_socket(server))
+    for server in (cluster.one, cluster.two):
+        for _ in range(4):  # any worker may answer
+            assert server.get("/apps/app-test/connections").json == {"connections": 3}
+            assert server.signed("GET", "/apps/app-test/connections", port=server.ws_port).json == {"connections": 3}
 
 
 def test_clients_of_a_killed_machine_are_removed_on_the_other_in_time(cluster: Cluster, stack: contextlib.ExitStack) -> None:

@@ -1,14 +1,12 @@
 """Many pages at once, clocks that jump, and closing handshakes that cross."""
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.machine import by_worker, kill, machine, supervisor, until_workers, workers
+from tests.cluster.machine import by_worker, kill, machine, start_reload, until_workers, workers
 from tests.support.blackhole import blackhole
 from tests.support.process import merged, running, wait_until
 from tests.support.recovering import (
@@ -64,38 +62,6 @@ def test_all_pages_of_a_channel_recover_at_once(channel: str, count: int, rate: 
 
 
 # Clocks
-
-
-SITE = """
-import time
-real = time.time_ns
-def shifted():
-    with open({file!r}) as file:
-        return real() + int(file.read())
-time.time_ns = shifted
-time.time = lambda: shifted() / 1e9
-"""
-
-
-@pytest.fixture
-def clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Callable[[int], object]]:
-    """Makes a function that shifts the wall clock of the servers that start after the call, by a number of seconds."""
-
-    def make(name: str) -> Callable[[int], object]:
-        folder = tmp_path / name
-        folder.mkdir()
-        file, new = folder / "shift", folder / "new"
-
-        def shift(seconds: int) -> None:
-            new.write_text(str(seconds * 10**9))
-            new.replace(file)  # in one step, because a server that reads an empty file has no shift for a moment
-
-        shift(0)
-        (folder / "sitecustomize.py").write_text(SITE.format(file=str(file)))
-        monkeypatch.setenv("PYTHONPATH", str(folder))
-        return shift
-
-    return make
 
 
 @pytest.mark.parametrize("broker", ["memory", pytest.param("Valkey", marks=pytest.mark.long)])
@@ -157,13 +123,13 @@ def test_page_that_closes_while_the_server_closes_misses_nothing(channel: str) -
             until_joined([client])
             time.sleep(2 * ACKNOWLEDGE)
             before = server.output.count("reloaded")
-            kill(supervisor(server), signal.SIGHUP)
-            end = time.monotonic() + 20
-            while server.output.count("reloaded") == before and time.monotonic() < end:
-                for log in client.logs:
-                    client.process.tell("disconnect", page=log.name)
-                    client.process.tell("connect", page=log.name)
-                time.sleep(1.3)
+            with start_reload(server, "--workers"):
+                end = time.monotonic() + 20
+                while server.output.count("reloaded") == before and time.monotonic() < end:
+                    for log in client.logs:
+                        client.process.tell("disconnect", page=log.name)
+                        client.process.tell("connect", page=log.name)
+                    time.sleep(1.3)
             time.sleep(2)
             answers = max(len(log.answers(channel)) for log in updated([client]))
             verify([client], [publisher], recovered=range(1, answers), repeat_seconds=BOUND + 1)

@@ -128,6 +128,14 @@ def test_new_connections_are_spread_over_the_workers(shared: ServerProcess, stac
     assert all(after[number] - before.get(number, 0) >= 5 for number in (0, 1)), after
 
 
+def test_connections_of_an_app_are_those_of_all_workers(own: ServerProcess, stack: contextlib.ExitStack) -> None:
+    for number in (0, 1):
+        connect_to(own, number, stack)
+    count = sum(by_worker(own, "push1st_connections").values())
+    for _ in range(10):  # either worker may answer
+        assert own.get("/apps/app-test/connections").json == {"connections": count}
+
+
 def test_one_scrape_has_the_metrics_of_all_workers_each_once(shared: ServerProcess, stack: contextlib.ExitStack) -> None:
     for number in (0, 1):
         connect_to(shared, number, stack)

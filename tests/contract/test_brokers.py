@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from push1st.brokers import Broker, HookEvents, Occupancy, Quotas, Roster, Users
+from push1st.brokers import ALL_WORKERS, Broker, HookEvents, Occupancy, Quotas, Roster, Users
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
+from push1st.brokers.memory_sessions import MemorySessions
 from push1st.config.history import HistoryBounds
+from push1st.config.mqtt import Mqtt
 from push1st.eager import resolve
 from push1st.errors import LimitReached
 from push1st.messages import MEMBER_ADDED, MEMBER_REMOVED, WATCHLIST_EVENTS, HookEvent, Member, Message, watch_topic
@@ -31,7 +33,8 @@ ROOM = "presence-c"
 async def memory() -> AsyncIterator[Any]:
     numbers = count(1)
     history = MemoryHistory(HistoryBounds(), lambda: NOW, lambda _: next(numbers), Metrics())
-    yield Memory(lambda: (next(numbers), NOW), LocalRoster(), history)
+    sessions = MemorySessions(lambda: NOW, lambda _: next(numbers), Metrics(), Mqtt())
+    yield Memory(lambda: (next(numbers), NOW), LocalRoster(), history, sessions)
 
 
 @asynccontextmanager
@@ -173,6 +176,11 @@ async def test_unsubscribed_topic_may_be_subscribed_again(implementation):
 async def test_every_worker_that_is_subscribed_answers_a_question(implementation):
     async with opened(implementation) as heard:
         assert list(await heard.broker.request(A, "c", b"what")) == [b"app-a c what"]
+
+
+async def test_request_to_all_workers_needs_no_subscription(implementation):
+    async with opened(implementation) as heard:
+        assert list(await heard.broker.request("", ALL_WORKERS, b"what")) == [b" #filters what"]
 
 
 # The last event of a cache channel
@@ -472,7 +480,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plan=steps, most=st.integers(0, 2))
 def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementation, plan, most):
     async def run() -> None:

@@ -102,7 +102,7 @@ class Crowd:
         return [n for n, wants in enumerate(self.wants) if room in wants]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plan=steps, calls=held, size=st.sampled_from((1, 2048)))
 def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan, calls, size):
     async def run() -> None:
@@ -128,7 +128,7 @@ def test_any_interleaving_leaves_no_stale_entry_and_no_unreached_subscriber(plan
         asyncio.run(run())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plan=steps, calls=held)
 def test_any_interleaving_keeps_member_list_and_later_edges_consistent(plan, calls):
     """The members that a client got at its join, changed by later edges, equal the members of the channel (invariant 8)."""
@@ -153,7 +153,7 @@ def test_any_interleaving_keeps_member_list_and_later_edges_consistent(plan, cal
     asyncio.run(run())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(plan=steps, calls=held)
 def test_any_interleaving_delivers_no_event_before_its_subscription_is_confirmed(plan, calls):
     async def run() -> None:

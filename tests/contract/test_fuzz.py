@@ -4,10 +4,10 @@ from types import ModuleType
 
 import pytest
 
-from fuzz import config, http, mqtt, positions, pusher, raw, requests, websocket
+from fuzz import config, http, mqtt, positions, proxy, pusher, raw, requests, websocket
 from fuzz.runner import fuzz
 
-FUZZERS = (websocket, pusher, raw, positions, requests, http, mqtt, config)
+FUZZERS = (websocket, pusher, raw, positions, requests, http, mqtt, proxy, config)
 
 
 @pytest.mark.parametrize("module", FUZZERS, ids=[module.__name__ for module in FUZZERS])

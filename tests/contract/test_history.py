@@ -14,11 +14,13 @@ from push1st.brokers.history import HistoryPage, Replay, ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
+from push1st.brokers.memory_sessions import MemorySessions
 from push1st.brokers.redis import Redis
 from push1st.brokers.redis.scripts import HEAL
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.config.history import HistoryBounds, HistorySection
+from push1st.config.mqtt import Mqtt
 from push1st.eager import resolve
 from push1st.errors import Refused
 from push1st.messages import KeptMessage, Message, Published
@@ -125,7 +127,8 @@ Implementation = Callable[[], AbstractAsyncContextManager[Kept]]
 async def memory() -> AsyncIterator[Kept]:
     numbers, wall = count(1), [NOW]
     history = MemoryHistory(HistoryBounds(), lambda: wall[0], lambda _: next(numbers), Metrics())
-    yield Kept(Memory(lambda: (next(numbers), wall[0]), LocalRoster(), history), wall)
+    sessions = MemorySessions(lambda: wall[0], lambda _: next(numbers), Metrics(), Mqtt())
+    yield Kept(Memory(lambda: (next(numbers), wall[0]), LocalRoster(), history, sessions), wall)
 
 
 def on(url: str) -> Kept:

@@ -19,6 +19,7 @@ from websockets.sync.client import connect
 
 from push1st.cli import main
 from push1st.transports.tls import Records
+from tests.cluster.machine import reconfigure
 from tests.contract.inside import Inside, plain_process
 from tests.contract.xhr import SUBSCRIBE, XHR, frames, open_session, poll, xhr
 from tests.support.process import APP, DEADLINE, merged
@@ -105,14 +106,27 @@ def test_stopping_server_makes_its_clients_reconnect(make: Serve) -> None:
         assert clients[0].close_code() == 4200
 
 
-def test_server_with_one_worker_continues_after_sighup(make: Serve) -> None:
-    server = make()
+def test_server_with_one_worker_reloads_its_apps_and_its_log(make: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    server = make(secret="secret")
+    apps = server.folder / "apps" / "more.yml"
 
     @visited(server)
     def _() -> None:
-        os.kill(os.getpid(), signal.SIGHUP)
-        server.log.wait_for("one worker cannot be replaced while it serves")
-        server.assert_alive()
+        with pusher_socket(server) as client:
+            apps.write_text("more: { key: more-key, secret: s, webhooks: [ { url: 'http://127.0.0.1:9/' } ] }\n")
+            assert main(["reload", "-c", server.config]) == 0
+            with pusher_socket(server, "more-key") as more:
+                apps.unlink()
+                reconfigure(server, {"log": {"level": "debug"}})
+                os.kill(os.getpid(), signal.SIGHUP)
+                assert more.close_code() == 4003
+                server.log.wait_for("reloaded", 2)
+            reconfigure(server, {"server": {"drain": 5}})
+            assert main(["reload", "-c", server.config]) == 1
+            client.subscribe("c")
+
+    assert "app more: added" in capsys.readouterr().out
+    assert "push1st reload: nothing was changed: a restart is needed for server.drain" in server.output
 
 
 def test_a_server_with_tls_and_no_certificate_makes_one(make: Serve) -> None:
@@ -386,6 +400,7 @@ def test_several_workers_are_one_server_and_are_replaced_by_a_reload(make: Serve
                 assert client.receive()["data"] == "hello"
             assert "push1st_workers 2.0" in server.get("/metrics").body.decode()
         assert main(["reload", "-c", server.config]) == 0
+        assert main(["reload", "-c", server.config, "--workers"]) == 0
         server.assert_alive()
 
     assert "reloaded: 2 workers" in capsys.readouterr().out

@@ -54,7 +54,7 @@ async def test_worker_serves_as_its_supervisor_orders_until_it_retires() -> None
     with plain_process():
         work = asyncio.ensure_future(worker._work(theirs))
         line = await ControlConnection.on(ours)
-        places = [(door.role, str(door.address), door.socket.detach()) for door in doors]
+        places = [(door.role, door.address, door.socket.detach()) for door in doors]
         line.send(StartWorker(7, pack(config), places, "", []))
         assert isinstance(await line.receive(), Ready)
         line.send(Alive())

@@ -16,8 +16,9 @@ the kind of the block after its language, where Markdown does not show it:
     ```… fragment                a part of a configuration: checked inside a whole one
     ```… not-run                 not run; docs/README.md says why
 
-The test replaces the ports of the demo (6001, 6002) and of backends (5000 to 5004) by free ports, and absolute paths by paths
-in the folder. Commands that change the machine, or need a missing program, have replacements: `STAND_INS`.
+The test replaces the ports of the demo (6001, 6002), of MQTT (1883, 1884) and of backends (5000 to 5004) by free ports, and
+absolute paths by paths in the folder. Commands that change the machine, or need a missing program, have replacements:
+`STAND_INS`.
 """
 
 import contextlib
@@ -53,6 +54,7 @@ PUSH1ST = """#!/bin/bash
 case "$*" in
 serve) [ -n "${PUSH1ST_APP_ID-}" ] || export PUSH1ST_SERVER_LISTEN=tcp://127.0.0.1:6001 PUSH1ST_API_LISTEN=tcp://127.0.0.1:6002 ;;
 *--url*|*--api*) ;;
+init) PYTHON -m push1st init && exec sed -i 's/:[6]001/:6001/; s/:[6]002/:6002/' server.yml ;;
 subscribe\\ *) set -- "$@" --url ws://127.0.0.1:6001 ;;
 publish\\ *) set -- "$@" --api http://127.0.0.1:6002 ;;
 esac
@@ -106,7 +108,9 @@ STAND_INS = {"runuser": RUNUSER, "push1st": PUSH1ST, "docker": DOCKER, "install"
 BROWSER = """
 import { createRequire } from 'node:module';
 import './push1st.js';
-globalThis.Pusher = createRequire(process.cwd() + '/x.js')('pusher-js');
+const load = createRequire(process.cwd() + '/x.js');
+globalThis.mqtt = load('mqtt'); // before `window`: mqtt.js would use the workers of a browser
+globalThis.Pusher = load('pusher-js');
 globalThis.window = globalThis;
 globalThis.document = { body: { append: (...what) => console.log(...what) } };
 """
@@ -185,8 +189,15 @@ class Story:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="p1-"))  # short: the path of a Unix socket has at most 107 bytes
-        self.ws_port, self.api_port, proxy, *backends = free_ports(8)
-        self.ports = {"6001": self.ws_port, "8080": self.ws_port, "6002": self.api_port, "8443": proxy}
+        self.ws_port, self.api_port, proxy, mqtt, bridge, *backends = free_ports(10)
+        self.ports = {
+            "6001": self.ws_port,
+            "8080": self.ws_port,
+            "6002": self.api_port,
+            "8443": proxy,
+            "1883": mqtt,
+            "1884": bridge,
+        }
         self.ports |= {str(5000 + number): port for number, port in enumerate(backends)}
         self.background: list[Background] = []
         self.printed = ""
@@ -198,14 +209,14 @@ class Story:
             (commands / name).write_text(self.here(script.replace("PYTHON", sys.executable)))
             (commands / name).chmod(0o755)
         (self.folder / "deploy").mkdir()
-        for file in (ROOT / "deploy").iterdir():
+        for file in (one for one in (ROOT / "deploy").iterdir() if one.is_file()):
             (self.folder / "deploy" / file.name).write_text(self.here(file.read_text()))
         for file in (ROOT / "clients" / "js").glob("*.*js"):
             shutil.copy(file, self.folder)
         (self.folder / "node_modules").symlink_to(MODULES)
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("PUSH1ST_")}
         self.env["PUSH1ST_SERVER_DRAIN"] = "0"  # no load balancer needs time here
-        self.env["PATH"] = os.pathsep.join((str(commands), str(Path(sys.prefix) / "bin"), self.env["PATH"]))
+        self.env["PATH"] = os.pathsep.join((str(commands), str(Path(sys.prefix) / "bin"), self.env["PATH"], "/usr/sbin"))
 
     def here(self, text: str) -> str:
         """Returns the text with the ports and paths of this test."""
@@ -279,7 +290,7 @@ class Story:
         self._fragments += 1
         folder = self.folder / f".fragment-{self._fragments}"
         folder.mkdir()
-        root = re.match(r"(server|api|log|broker|ssl|credentials|hooks):", text) is not None
+        root = re.match(r"(server|api|log|broker|ssl|credentials|hooks|metrics):", text) is not None
         names_apps = re.search(r"^credentials:", text, re.MULTILINE) is not None
         (folder / "server.yml").write_text((text if root else "") + ("" if names_apps else "\ncredentials: [ apps.yml ]\n"))
         (folder / "apps.yml").write_text("shop: { key: a-public-key, secret: a-secret }\n" if root else text)

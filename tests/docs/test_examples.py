@@ -12,8 +12,8 @@ from tests.support.process import program
 NOT_RUN = re.compile(r"^\| \[?`?([\w./-]+\.md)`?\]?(?:\([^)]*\))? \| `(\w+)` \|", re.MULTILINE)
 
 
-PROGRAMS = {"curl", "openssl"}
-"""programs that the examples need, in addition to Python and Node.js"""
+PROGRAMS = {"curl": "curl", "mosquitto": "mosquitto", "mosquitto_sub": "mosquitto-clients", "openssl": "openssl"}
+"""programs that the examples need, in addition to Python and Node.js, with their packages"""
 
 
 def words(page: Path) -> set[str]:
@@ -25,8 +25,8 @@ def words(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(is_run, blocks(page)))], ids=lambda page: page.name)
 def test_examples_of_a_page_work(page: Path) -> None:
-    for name in sorted(PROGRAMS & words(page)):
-        program(name)
+    for name in sorted(PROGRAMS.keys() & words(page)):
+        program(name, PROGRAMS[name])
     if "node" in words(page) or any(block.says("browser") for block in blocks(page)):
         node_program()
     with story() as telling:

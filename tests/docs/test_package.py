@@ -85,7 +85,7 @@ def test_a_package_that_is_built_elsewhere_has_no_addresses(tmp_path: Path) -> N
 def test_wheel_contains_only_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "push1st/py.typed" in names
-    assert "push1st/__main__.py" in names
+    assert {"push1st/__main__.py", "push1st/openapi.yaml"} <= set(names)
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.partition("/")[0] for name in names} == {"push1st", f"push1st-{push1st.__version__}.dist-info"}
 

@@ -102,8 +102,9 @@ def test_the_unsigned_api_is_not_reachable(proxy: Proxy, claimed: dict[str, str]
     assert "must be signed" in answer["error"]
 
 
-def test_metrics_are_not_reachable(proxy: Proxy) -> None:
-    assert request(proxy, "GET", "/metrics")[0] == 403
+@pytest.mark.parametrize("path", ["/metrics", "/openapi.json"])
+def test_what_only_trusted_callers_get_is_not_reachable(proxy: Proxy, path: str) -> None:
+    assert request(proxy, "GET", path)[0] == 403
 
 
 def test_a_signed_call_is_not_spoilt_by_the_proxy(proxy: Proxy) -> None:

@@ -13,8 +13,9 @@ import pytest
 from push1st.brokers.history import REASONS
 from push1st.errors import Refused
 from push1st.messages import Failure, Message, Ping, Publish
-from push1st.metrics import CUT_OFFS, REFUSALS
+from push1st.metrics import CUT_OFFS, MQTT_DROPPED, REFUSALS
 from push1st.protocols import Codec
+from push1st.protocols.mqtt.packets import ReasonCode
 from push1st.protocols.pusher import CODES, NOTICE
 from push1st.protocols.websocket import text_frame
 from push1st.transports.entries.raw import RawEntry
@@ -78,6 +79,11 @@ def said(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[tuple[int
     """Returns line, code and text of each rejection in a function."""
     for node in ast.walk(function):
         match node:
+            case ast.Call(
+                func=ast.Name(id="Refused" | "ConnectRefused") | ast.Attribute(attr="_end"),
+                args=[ast.Attribute(value=ast.Name(id="ReasonCode")) as code, text],
+            ):
+                yield node.lineno, code, text
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=[code, text, *_]) if name in REFUSING:
                 if is_code(code):
                     yield node.lineno, code, text
@@ -189,6 +195,16 @@ def test_every_message_of_a_refusal_is_on_the_errors_page() -> None:
     assert missing == [], "docs/errors.md needs a row with what to do"
 
 
+def test_every_reason_code_that_the_server_sends_is_on_the_errors_page() -> None:
+    section = page("errors.md").partition("\n## Reason codes of MQTT\n")[2].partition("\n## ")[0]
+    table = re.findall(r"^\| ([\dA-F]{2})(?: \(\d\))? \| (\d+) \| ([^|]+) \|", section, re.MULTILINE)
+    there = {ReasonCode[name.upper().replace(" ", "_")] for _, _, name in table}
+    assert [row for row in table if not ReasonCode[row[2].upper().replace(" ", "_")] == int(row[0], 16) == int(row[1])] == []
+    source = "".join(file.read_text() for file in SOURCE.rglob("*.py"))
+    sent = {ReasonCode[name] for name in re.findall(r"ReasonCode\.([A-Z]\w+)", source)}
+    assert sent - there == {ReasonCode.SUCCESS}
+
+
 def test_errors_page_has_only_existing_messages() -> None:
     here = {plain(text) for _, _, text in refusals()} | {plain(text) for _, text in helpers()}
     assert sorted(known() - here) == []
@@ -240,13 +256,13 @@ def test_every_metric_is_on_the_metrics_page_and_no_other(server: ServerProcess)
     with pusher_socket(server, "app-key"):
         text = server.get("/metrics").body.decode()
     there = set(re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE))
-    assert there == set(re.findall(r"^\| `(push1st_\w+)` \|", page("metrics.md"), re.MULTILINE))
+    assert there == set(re.findall(r"^\| `((?:push1st|process)_\w+)` \|", page("metrics.md"), re.MULTILINE))
 
 
 def test_types_and_labels_of_metrics_match_the_page(server: ServerProcess) -> None:
     with pusher_socket(server, "app-key"):
         text = server.get("/metrics").body.decode()
-    rows = re.findall(r"^\| `(push1st_\w+)` \| (\w+) \| (?:`(\w+)`)?", page("metrics.md"), re.MULTILINE)
+    rows = re.findall(r"^\| `((?:push1st|process)_\w+)` \| (\w+) \| (?:`(\w+)`)?", page("metrics.md"), re.MULTILINE)
     types = dict(re.findall(r"^# TYPE (\w+) (\w+)", text, re.MULTILINE))
     labels = {name: label for name, label in re.findall(r"^(\w+)\{(\w+)=", text, re.MULTILINE) if label != "worker"}
     for name, kind, label in rows:
@@ -267,21 +283,17 @@ def test_every_reason_is_on_the_metrics_page(counter: str) -> None:
     assert reasons <= set({"refusals": REFUSALS, "cut_offs": CUT_OFFS}[counter]), "shown before its first count"
 
 
+def test_every_reason_for_dropped_mqtt_messages_is_on_the_metrics_page() -> None:
+    section = page("metrics.md").partition("### Reasons of `push1st_mqtt_dropped_total`")[2].partition("\n### ")[0]
+    assert sorted(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == sorted(MQTT_DROPPED)
+    counted = re.compile(r'(?:mqtt_dropped|DROPPED)\["([\w-]+)"\]|_drop\(\w+, "([\w-]+)"')
+    reasons = {one or other for file in SOURCE.rglob("*.py") for one, other in counted.findall(file.read_text())}
+    assert reasons <= set(MQTT_DROPPED), "shown before its first count"
+
+
 def test_every_reason_of_resumed_is_on_the_protocols_page() -> None:
     section = page("protocols.md").partition("\n## Reasons of `resumed`\n")[2]
     assert tuple(re.findall(r"^\| `([\w-]+)` \|", section, re.MULTILINE)) == REASONS
-
-
-def test_alerts_use_series_that_exist(server: ServerProcess) -> None:
-    series = server.get("/metrics").body.decode()
-    expressions = re.findall(r"- alert: \w+\n +expr: (.+)", page("metrics.md"))
-    used = [one for text in expressions for one in re.findall(r'(push1st_\w+)(?:\{(\w+)=~?"([^"]+)"\})?', text)]
-    assert "push1st_resumes_total" in {name for name, *_ in used}, "clients that cannot recover"
-    for name, label, values in used:
-        assert f"# TYPE {name} " in series
-        if label and label != "status":  # a series with a rare status exists only after its first event
-            for value in values.split("|"):
-                assert re.search(rf'^{name}{{.*\b{label}="{value}"', series, re.MULTILINE), (name, value)
 
 
 # -- the anatomy of a protocol

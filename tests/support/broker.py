@@ -50,6 +50,11 @@ class SlowBroker:
             self._waiting.pop(at)[1].set_result(None)
             await turns()
 
+    async def let_newest(self) -> None:
+        """Resumes the newest waiting call."""
+        self._waiting.pop()[1].set_result(None)
+        await turns()
+
     async def let_all(self) -> None:
         """Resumes all waiting calls, and holds no later ones."""
         self.held.clear()

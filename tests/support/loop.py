@@ -54,6 +54,18 @@ class Clock:
         self.seconds += seconds
 
 
+class Ticking:
+    """A clock that advances with each call. step: in seconds."""
+
+    def __init__(self, step: float = 0.001) -> None:
+        self.now = 0.0
+        self.step = step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
 class Timer:
     def __init__(self, seconds: float, run: Callable[[], object], timers: "list[Timer]") -> None:
         self.seconds = seconds

@@ -6,6 +6,7 @@ sessions use their ids again.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -105,7 +106,7 @@ class OutgoingMachine(RuleBasedStateMachine):
 
     # Packets to the client
 
-    def transmit(self, sent: list[Sent[Note]]) -> None:
+    def transmit(self, sent: Sequence[Sent[Note]]) -> None:
         """Checks packets of the server, and puts them on their way."""
         for packet_id, item, dup in sent:
             assert self.maximum, "nothing is sent without a connection"
@@ -156,7 +157,7 @@ class OutgoingMachine(RuleBasedStateMachine):
         sent = self.server.send(self.fresh, self.now)
         self.transmit(sent)
         self.fresh = ()
-        passed = [item.text for _, item, _ in sent if isinstance(item, Note) and not item.qos]
+        passed = [note.text for _, note, _ in sent if not note.qos]
         assert len(passed) == (qos.count(0) if self.maximum else 0)
         if self.counts.queue_full > dropped:
             assert self.server.waiting == BOUNDS.queue or self.server._waiting_size + size > BOUNDS.queue_size - 40

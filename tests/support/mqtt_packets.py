@@ -1,5 +1,7 @@
 """Encodes the packets that MQTT clients send, from the structs of `protocols/mqtt/packets.py`."""
 
+from collections.abc import Iterator
+
 from push1st.protocols.mqtt.encode import publish, string, varint
 from push1st.protocols.mqtt.packets import (
     MQTT_5,
@@ -100,3 +102,16 @@ def disconnect(packet: DisconnectPacket, version: int) -> bytes:
     if packet.session_expiry is not None:
         body += properties(b"\x11" + packet.session_expiry.to_bytes(4, "big"), version)
     return framed(0xE0, body)
+
+
+def publishes(data: bytes) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """Yields the first byte, the packet id, the topic and the payload of each PUBLISH of MQTT 3.1.1."""
+    while data:
+        first, at, size = data[0], 1, data[1] & 0x7F
+        while data[at] & 0x80:
+            size |= (data[at + 1] & 0x7F) << 7 * at
+            at += 1
+        body, data = data[at + 1 : at + 1 + size], data[at + 1 + size :]
+        end = 2 + int.from_bytes(body[:2], "big")
+        with_id = 2 if first & 6 else 0
+        yield first, int.from_bytes(body[end : end + with_id], "big"), body[2:end], body[end + with_id :]

@@ -11,6 +11,14 @@ from tests.support.mqtt_packets import binary
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cn")), max_size=20)
 names = texts.filter(is_topic)
 filters = (st.lists(st.sampled_from(["a", "", "+", "é"]), min_size=1, max_size=4).map("/".join) | names).filter(is_filter)
+levels = st.sampled_from(["", "a", "b", "$a"])
+channels = st.lists(levels, min_size=1, max_size=5).map(".".join).filter(bool)
+channel_filters = (
+    st.tuples(st.lists(levels | st.just("+"), max_size=4), st.sampled_from(["a", "", "+", "#"]))
+    .map(lambda parts: ".".join((*parts[0], parts[1])))
+    .filter(bool)
+)
+"""filters in the form of channels"""
 packet_ids = st.integers(1, 65_535)
 qualities = st.integers(0, 2)
 pairs = st.lists(st.tuples(st.sampled_from(["event", "a"]) | texts, texts), max_size=3)

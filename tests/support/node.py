@@ -10,9 +10,12 @@ from push1st import auth
 from push1st.apps.files import Files
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
+from push1st.brokers.memory_sessions import MemorySessions
 from push1st.config.history import HistoryBounds
 from push1st.config.model import AppConfig
+from push1st.config.mqtt import Mqtt
 from push1st.core.fanout import Fanout
+from push1st.core.filters import FilterRights, rights_of
 from push1st.core.node import Node
 from push1st.core.session import Session
 from push1st.eager import resolve
@@ -49,6 +52,7 @@ class Hooks:
         self.hook_events: list[HookEvent] = []
         self.asked: list[Question] = []
         self.decision = Decision()
+        self.queues: dict[str, int] = {}
         self.waits: asyncio.Future[None] | None = None
 
     def on_event(self, event: HookEvent) -> None:
@@ -66,6 +70,9 @@ class Hooks:
         return []
 
     def queued(self) -> dict[str, int]:
+        return self.queues
+
+    def oldest(self) -> dict[str, float]:
         return {}
 
 
@@ -116,11 +123,12 @@ class World:
         self.random = 0
         self.apps = apps or (app_config(),)
         self.failures: list[BaseException | None] = []
-        self.fanout = Fanout(turns or self.turns, self.clock, self.metrics, self._failed)
+        self.fanout = Fanout(turns or self.turns, self.clock, self._failed)
         self.node = Node(Files(self.apps), self.fanout, self.metrics, self.clock, self._randbits)
         numbers = count(1)
         self.history = MemoryHistory(HistoryBounds(), self.clock.wall, lambda _: next(numbers), self.metrics)
-        self.memory = Memory(self.node.stamp, self.node.local_roster, self.history)
+        self.sessions = MemorySessions(self.clock.wall, lambda _: next(numbers), self.metrics, Mqtt())
+        self.memory = Memory(self.node.stamp, self.node.local_roster, self.history, self.sessions)
         self.broker = SlowBroker(self.memory)
         opened: Any = self.broker if slow else self.memory
         self.hooks = Hooks()
@@ -212,6 +220,17 @@ class Stage:
     def leave(self, one: Listening, name: str) -> None:
         one.session.handle(Unsubscribe(name))
 
+    def watch(
+        self, one: Listening, filter: str, rights: FilterRights | None = None, wire: Wire | None = None, anonymous: bool = False
+    ) -> None:
+        """Subscribes to a filter with wildcards, by default with the right to read public channels."""
+        wildcards, mine = self.world.node.wildcards, rights or rights_of(None, False)
+        wildcards.subscribe(self.world.app, one.session, filter, wire or one.session.wire, mine, anonymous)
+
+    def unwatch(self, one: Listening, filter: str) -> bool:
+        """Ends the subscription to a filter with wildcards."""
+        return self.world.node.wildcards.unsubscribe(self.world.app, one.session, filter)
+
     def lose(self, one: Listening) -> None:
         """Ends the connection."""
         one.session.expire()
@@ -229,6 +248,9 @@ class Stage:
 
     def direct(self, one: Listening, frame: bytes) -> None:
         self.fanout.direct(one.session, frame)
+
+    def ahead(self, one: Listening, frame: bytes) -> None:
+        self.fanout.direct(one.session, frame, is_ahead=True)
 
     def settle(self, one: Listening) -> None:
         self.fanout.flush_subscriber(one.session)

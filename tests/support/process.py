@@ -291,6 +291,17 @@ class ServerProcess:
         assert answer.status == 200, answer
         return answer
 
+    def resident_bytes(self, *pids: int) -> int:
+        """Returns the resident memory of the server's first process, or of other processes together."""
+        assert self.process is not None
+        return sum(map(self._resident_bytes, pids or (self.process.pid,)))
+
+    @staticmethod
+    def _resident_bytes(pid: int) -> int:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        assert found is not None
+        return int(found[1]) * 1024
+
     def session_count(self, channel: str, app: str = "app-test") -> int:
         """Returns the number of subscribers of `channel` in Push1st's list of channels."""
         listed = self.get(f"/apps/{app}/channels/").json

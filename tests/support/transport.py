@@ -13,6 +13,7 @@ from push1st.process.server import handlers
 from push1st.transports.context import EdgeContext
 from push1st.transports.http import HttpConnection
 from push1st.transports.listener import Listener
+from push1st.transports.mqtt.clients import MqttClients
 from push1st.transports.sweep import Sweep
 from tests.support.http import handshake
 from tests.support.loop import LoopTurns, turns
@@ -34,10 +35,14 @@ class Transport(asyncio.Transport):
 
     bound: bytes after which the transport calls `pause_writing` of its protocol, within the write, as uvloop does.
     number: the file descriptor; -1 is one that is not open.
+    certificate: the certificate of the client.
     """
 
-    def __init__(self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1) -> None:
-        super().__init__({"peername": peer, "sslcontext": object() if secure else None, "socket": Numbered(number)})
+    def __init__(
+        self, peer: object = ("127.0.0.1", 40_000), secure: bool = False, number: int = -1, certificate: object = None
+    ) -> None:
+        tls = {"sslcontext": object() if secure else None, "peercert": certificate}
+        super().__init__({"peername": peer, "socket": Numbered(number), **tls})
         self.writes: list[bytes] = []
         self.late: list[bytes] = []
         self.closed = False
@@ -122,15 +127,21 @@ class Site:
         self.clock = self.world.clock
         self.failures = self.world.failures
         self.config = Config(server=server or ServerConfig(), api=api or ApiConfig(), apps=self.world.apps)
-        self.sweep = Sweep(self.clock.monotonic, self._swept_badly, lambda: spawn(self.node.tick()))
-        self.serve = serve or Api(self.node, self.config).serve
+        self.sweep = Sweep(self.clock.monotonic, self._swept_badly, self._each_second, self.metrics.loop_lag)
+        endpoints = Api(self.node, self.config)
+        self.serve = serve or endpoints.serve
         codecs: dict[str, Any] = {"pusher": PUSHER, "pusher-xhr": XHR, "websocket": RAW, "websocket-positions": RAW_POSITIONS}
         self.context = EdgeContext(self.node, self.config, codecs, self.sweep, self._failed)
-        self.handlers = handlers(self.context, self.serve)
+        self.clients = MqttClients(self.context)
+        self.handlers = handlers(self.context, self.serve, self.clients, endpoints)
         self.fallbacks: Any = next((handler for _, handler in self.handlers._routes), None)
         self.listener = Listener(
             self.context, self.handlers, trusting, self.config.api.whitelist, self.config.api.keep_alive_timeout
         )
+
+    def _each_second(self) -> None:
+        spawn(self.node.tick())
+        spawn(self.clients.tick())
 
     def _failed(self, where: str) -> None:
         self.failures.append(sys.exception())

@@ -89,3 +89,10 @@ def test_no_more_passes_than_the_rate_and_one_burst(rate, steps):
 def test_client_within_the_rate_is_never_rejected(rate, count):
     bucket = Bucket(rate, now=0.0)
     assert all(bucket.take(i / rate) for i in range(count))
+
+
+def test_charged_bucket_gives_nothing_until_it_has_earned_the_rest():
+    bucket = Bucket(10, 0.0)
+    bucket.charge(0.0, 25)
+    assert not bucket.take(1.5)
+    assert bucket.take(1.6)

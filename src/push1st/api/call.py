@@ -1,7 +1,8 @@
 """The argument of each endpoint, and functions that decode requests and encode answers."""
 
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -96,6 +97,13 @@ Endpoint = Callable[[Call], Answer]
 def answer(value: object, headers: bytes = b"") -> Response:
     """Returns the answer to a successful call. `headers`: see `Response`."""
     return Response(200, msgspec.json.encode(value), headers=headers)
+
+
+def wrong_method(method: str, allowed: Iterable[str]) -> Response:
+    """Returns the answer to a request whose path exists, but has no such method. `allowed`: the methods of the path."""
+    names = ", ".join(sorted(allowed))
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    return error(status, f"{method} is not allowed here, {names} is", f"Allow: {names}\r\n".encode())
 
 
 def error(status: int, text: str, headers: bytes = b"") -> Response:

@@ -96,7 +96,7 @@ def publish(call: Call) -> Answer:
         check_rate(call, len(channels))
 
     stamp = node.stamp()
-    node.metrics.events_in[API] += 1
+    app.counts.events_in[API] += 1
     counts: dict[str, int] = {}
     waiting: dict[str, MaybeAwaitable[Published]] = {}
     if attributes or key:
@@ -199,7 +199,7 @@ async def batch(call: Call) -> Response:
     if limits.publishes:
         check_rate(call, len(events))
     node = call.node
-    node.metrics.events_in[API] += len(events)
+    call.app.counts.events_in[API] += len(events)
     results = await _all(
         [
             node.publish(
@@ -264,7 +264,7 @@ async def publish_body(call: Call) -> Response:
     key = key_of(params.get("idempotency_key"), call.request.idempotency_key)
     if limits.publishes:
         check_rate(call, 1)
-    call.node.metrics.events_in[API] += 1
+    call.app.counts.events_in[API] += 1
     node = call.node
     result = await resolve(
         node.publish(call.app, channel, params["name"], data, node.stamp(), API, socket_id, DEFAULT_OPTIONS, None, b"", key)

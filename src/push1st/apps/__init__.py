@@ -16,3 +16,10 @@ class Apps(Protocol):
     def by_key(self, key: str) -> AppConfig | None: ...
 
     def all(self) -> Sequence[AppConfig]: ...
+
+
+class ChangingApps(Apps, Protocol):
+    """An app source whose apps may change while the worker runs. Callers keep the source, and no result of its methods."""
+
+    def replace(self, apps: Sequence[AppConfig]) -> None:
+        """Replaces all apps at once."""

@@ -9,6 +9,10 @@ class Files:
     """The app source for the apps in the configuration files."""
 
     def __init__(self, apps: Sequence[AppConfig]) -> None:
+        self.replace(apps)
+
+    def replace(self, apps: Sequence[AppConfig]) -> None:
+        """Replaces all apps, after the configuration files have changed."""
         self._apps = tuple(apps)
         self._by_id = {app.id: app for app in apps}
         self._by_key = {app.key: app for app in apps}

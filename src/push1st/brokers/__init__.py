@@ -8,13 +8,15 @@ Most methods are `async`, because most implementations wait for a network.
 `publish` is called for every message. To save time, it returns an awaitable only if the implementation must wait.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from push1st.brokers.history import HistoryPage, Replay, ReplayRequest
 from push1st.brokers.pages import PageBounds, PageRecord
+from push1st.brokers.retained import Retain, Retained
+from push1st.brokers.sessions import Sessions
 from push1st.channels import kind_of
 from push1st.config.history import HistorySection
 from push1st.eager import MaybeAwaitable
@@ -43,12 +45,22 @@ def is_cached(message: Message) -> bool:
 
 Receive = Callable[[Message], int]
 """a function that delivers a message to the subscribers on this worker and returns their number"""
+GroupEntry = int
+"""the number of a message that a group has given to this worker; 0 for a message that is lost with the worker"""
+ReceiveOfGroup = Callable[[str, GroupEntry, Message], bool]
+"""a function that takes the name of a group, the number of a message, and the message. It returns whether a client on this worker
+receives the message as a member of the group."""
 OnEvent = Callable[[HookEvent], None]
 """a function that takes a hook event"""
 OnRequest = Callable[[str, str, bytes], bytes]
 """a function that takes an app's id, a channel and a request, and returns this worker's reply"""
 Recount = Callable[[str, str], None]
 """a function that takes an app's id and a channel, and queues the channel's subscription count for publishing"""
+
+
+ALL_WORKERS = "#filters"
+"""the channel, of the app "", on which `Broker.request` sends a request to all workers. Redis also sends the changes of filters
+on this topic."""
 
 
 class CachedEvent(msgspec.Struct, frozen=True, gc=False):
@@ -75,6 +87,21 @@ class Broker(Protocol):
     @property
     def pages(self) -> "Pages": ...
 
+    @property
+    def filters(self) -> "NodeFilters | None":
+        """Returns the filters of this worker; None if no other worker publishes, so that filters need no registration."""
+
+    @property
+    def groups(self) -> "NodeGroups | None":
+        """Returns the groups of this worker; None if no other worker has members of a group."""
+
+    @property
+    def retained(self) -> Retained: ...
+
+    @property
+    def sessions(self) -> Sessions | None:
+        """Returns the sessions of MQTT clients; None if the broker keeps no sessions."""
+
     async def open(self, receive: Receive, on_event: OnEvent, on_request: OnRequest, recount: Recount) -> None:
         """Connects to the broker, which then passes all messages of the subscribed topics to `receive`, in order.
 
@@ -92,7 +119,9 @@ class Broker(Protocol):
 
     async def unsubscribe(self, app: str, channel: str) -> None: ...
 
-    def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> MaybeAwaitable[Published]:
+    def publish(
+        self, message: Message, section: HistorySection | None = None, key: str = "", retain: Retain | None = None
+    ) -> MaybeAwaitable[Published]:
         """Sends a message to all workers, including this worker. The result contains the number of subscriptions to the topic.
 
         The number of subscriptions may include the excluded connection (`message.exclude`). The number includes all subscribers
@@ -105,6 +134,8 @@ class Broker(Protocol):
         `KeptMessage`, and the broker publishes it, keeps it, and gives it the channel's next offset in one step.
         key: an idempotency key, or "". If a message with the same key was published on the channel in the last `KEY_SECONDS`, the
         broker does nothing, and returns the first result (`Published.repeats`).
+        retain: the publisher, if the message becomes the retained message of its channel in the same step; else None. A message
+        without data removes the retained message instead. Raises LimitReached if a bound would be exceeded.
         """
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
@@ -130,6 +161,74 @@ class History(Protocol):
 
     def tick(self) -> None:
         """Drops some of the expired messages. Called once a second."""
+
+
+ALL_CHANNELS, PUBLIC_CHANNELS = 1, 2
+"""the values of a filter of a worker. With `PUBLIC_CHANNELS`, no subscriber of the filter may read channels that need rights, so
+the other workers send no messages of these channels"""
+
+
+class NodeFilters(Protocol):
+    """The filters with wildcards of this worker, and its groups, which the other workers must know before they publish.
+
+    The name of a filter is the filter itself, in the form of a channel. The name of a group is `$share/GROUP/FILTER`.
+
+    A publisher sends a message to the topic of its channel, and one copy to each worker with a matching filter. So a worker with
+    a subscriber of the channel and a matching filter gets the message twice. It may also get more copies.
+
+    receive: a function that delivers a copy to the subscribers of filters, unless they have the message; it returns their number.
+    """
+
+    receive: Receive
+
+    @property
+    def cost(self) -> int:
+        """Returns the work of all searches for matching filters since the start: a search happens while `publish` is called."""
+
+    def check_room(self, app: str, name: str, is_anonymous: bool) -> None:
+        """Raises LimitReached if the app may not have the filter or group on all workers together."""
+
+    def set(self, app: str, name: str, value: int) -> None:
+        """Sets the value of a filter or group; 0 if this worker does not need it.
+
+        The value of a filter is `ALL_CHANNELS` or `PUBLIC_CHANNELS`. The value of a group is the number of its members here.
+
+        The method sends the value, and does not wait. The broker repeats a value that was lost with a connection.
+        """
+
+    async def confirmed(self, app: str, name: str) -> None:
+        """Returns when each later message of a matching channel reaches this worker. Raises Refused(503)."""
+
+
+class NodeGroups(Protocol):
+    """The groups of shared filters with members on this worker, if other workers may have members of the same groups.
+
+    The name of a group is `$share/GROUP/FILTER`. The broker gives each message with QoS 1 and 2 to one worker, which has the
+    message until it calls `end` or `pass_on`. If the worker ends before, another worker gets the message.
+
+    receive: see `ReceiveOfGroup`. If it returns false, the broker gives the message to another worker, or keeps it in the log of
+    the group (`Logs.read_shared`).
+    """
+
+    receive: ReceiveOfGroup
+
+    def check_room(self, app: str, name: str, is_anonymous: bool) -> None:
+        """Raises LimitReached if the app may not have the group on all workers together."""
+
+    def set_members(self, app: str, name: str, count: int, is_first: bool = False) -> None:
+        """Sets the number of the members on this worker. is_first: whether the group is new on this worker."""
+
+    async def confirmed(self, app: str, name: str) -> None:
+        """Returns when the group, which is new on this worker, gets messages. Raises Refused(503)."""
+
+    def has_others(self, app: str, name: str) -> bool:
+        """Returns whether other workers have members of a group."""
+
+    def end(self, entries: Iterable[GroupEntry]) -> None:
+        """Ends messages: a client has acknowledged them, or they are dropped, or stored with a session."""
+
+    def pass_on(self, entries: Iterable[GroupEntry]) -> None:
+        """Gives messages to other workers, or keeps them in the logs of their groups: no client on this worker may get them."""
 
 
 class Pages(Protocol):
@@ -251,3 +350,24 @@ class HookEvents(Protocol):
         An event has the phase `held` if it was still held back when an earlier process stopped, which saved the event. A shared
         broker holds back such an event again.
         """
+
+
+class Purged(msgspec.Struct, frozen=True):
+    """The result of a purge.
+
+    in_use: the number of channels with subscribers, signed-in users and MQTT sessions with a connection. If it is not 0, only
+    sessions of absent clients are deleted.
+    sessions, retained, histories: the numbers of deleted sessions, retained messages and histories.
+    """
+
+    in_use: int
+    sessions: int = 0
+    retained: int = 0
+    histories: int = 0
+
+
+class Purge(Protocol):
+    """Deletes the stored data of a removed app. The broker of a single worker has no purge: its data end with the process."""
+
+    async def purge(self, app: str) -> Purged:
+        """Deletes the sessions of MQTT clients, the retained messages, the cached events and the histories of an app."""

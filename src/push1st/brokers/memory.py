@@ -1,9 +1,6 @@
 """The broker, roster, users and hook events of a single worker. No method needs another process, and no method waits."""
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-
-import msgspec
 
 from push1st.brokers import (
     CACHE_TTL_SECONDS,
@@ -22,6 +19,10 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.memory_keys import KeyedResults
 from push1st.brokers.memory_pages import MemoryPages
+from push1st.brokers.memory_retained import MemoryRetained
+from push1st.brokers.memory_sessions import MemorySessions
+from push1st.brokers.retained import Retain, without_position
+from push1st.brokers.sessions import Sessions
 from push1st.channels import kind_of
 from push1st.config.history import HistorySection
 from push1st.errors import LimitReached
@@ -37,9 +38,7 @@ from push1st.messages import (
     status_changed,
 )
 
-MAX_CACHED_EVENTS = 10_000
-MAX_CACHED_BYTES = 64 << 20
-"""the maximum size of all cached events; above this limit, or above `MAX_CACHED_EVENTS`, the cache drops the oldest events"""
+SECOND = 1_000_000_000
 
 
 class Memory:
@@ -47,21 +46,32 @@ class Memory:
 
     stamp: a function that returns an id and a wall-clock time in nanoseconds, for a message that this broker creates.
     history: the kept messages of all channels.
+    sessions: the sessions of MQTT clients.
     """
 
     shared = False
+    filters = None
+    groups = None
 
-    def __init__(self, stamp: Callable[[], tuple[int, int]], local_roster: LocalRoster, history: MemoryHistory) -> None:
+    def __init__(
+        self,
+        stamp: Callable[[], tuple[int, int]],
+        local_roster: LocalRoster,
+        history: MemoryHistory,
+        sessions: MemorySessions,
+    ) -> None:
         self._stamp = stamp
         self._local_roster = local_roster
         self.history = history
         history.is_subscribed = lambda app, channel: local_roster.channel(app, channel) is not None
         self.pages = MemoryPages(lambda: stamp()[1])
+        self.sessions: Sessions = sessions
+        self._logs = sessions.logs
+        self._logged = sessions.logs.apps
         self._results = KeyedResults(KEY_SECONDS)
-        history.on_tick = self._results.tick
+        self.retained = MemoryRetained(lambda: stamp()[1], CACHE_TTL_SECONDS * SECOND)
+        history.on_tick = self._tick
         self._users: dict[str, dict[str, set[str]]] = {}
-        self._cache: OrderedDict[tuple[str, str], Message] = OrderedDict()
-        self._cached_bytes = 0
         self._receive: Receive = lambda _: 0
         self._on_event: OnEvent = lambda _: None
         self._on_request: OnRequest = lambda *_: b""
@@ -81,7 +91,7 @@ class Memory:
     async def close(self) -> None:
         self._local_roster.clear()
         self._users.clear()
-        self._cache.clear()
+        self.retained.clear()
 
     async def subscribe(self, app: str, channel: str) -> None:
         pass
@@ -89,16 +99,29 @@ class Memory:
     async def unsubscribe(self, app: str, channel: str) -> None:
         pass
 
-    def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> Published:
+    def _tick(self, now: int) -> None:
+        self._results.tick(now)
+        self.retained.tick(now)
+        self._logs.tick(now)
+
+    def publish(
+        self, message: Message, section: HistorySection | None = None, key: str = "", retain: Retain | None = None
+    ) -> Published:
         if key:
             return self._publish_once(message, section, key)
-        if "cache-" in message.channel and is_cached(message):
-            self._cache_event(message)
+        if retain is not None:
+            self.retained.retain(message, retain)
+        elif "cache-" in message.channel and is_cached(message):
+            self.retained.cache(message)
         if section is None:
+            if self._logged:
+                logs = self._logs.append(message)
+                return Published(self._receive(message), logs=logs)
             return Published(self._receive(message))
         kept: KeptMessage = message  # type: ignore[assignment]  # a section is given only with a message to keep
         self.history.append(kept, section)
-        return Published(self._receive(kept), kept.offset, kept.epoch)
+        logs = self._logs.append(kept) if self._logged else 0
+        return Published(self._receive(kept), kept.offset, kept.epoch, logs=logs)
 
     def _publish_once(self, message: Message, section: HistorySection | None, key: str) -> Published:
         """Publishes a message, unless a message with the same key was published before. Returns the first result."""
@@ -108,30 +131,12 @@ class Memory:
             self._results.store(message, key, result, self._stamp()[1])
         return result
 
-    def _cache_event(self, message: Message) -> None:
-        key = message.app, message.channel
-        self._drop_cached(key)
-        self._cache[key] = message
-        self._cached_bytes += len(message.data)
-        while len(self._cache) > MAX_CACHED_EVENTS or self._cached_bytes > MAX_CACHED_BYTES:
-            self._drop_cached(next(iter(self._cache)))
-
-    def _drop_cached(self, key: tuple[str, str]) -> None:
-        message = self._cache.pop(key, None)
-        if message is not None:
-            self._cached_bytes -= len(message.data)
-
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
-        message = self._cache.get((app, channel))
-        if message is None:
+        found = self.retained.find(app, channel) if kind_of(channel).cache else None
+        if found is None:
             return None
-        ttl = CACHE_TTL_SECONDS - (self._stamp()[1] - message.received) // 1_000_000_000
-        if ttl <= 0:
-            self._drop_cached((app, channel))
-            return None
-        if type(message) is KeptMessage:  # its position is older than that of the channel, which a new subscriber gets first
-            message = Message(*msgspec.structs.astuple(message)[: len(Message.__struct_fields__)])
-        return CachedEvent(message, ttl)
+        message, left = found
+        return CachedEvent(without_position(message), -(-left // SECOND) if left else CACHE_TTL_SECONDS)  # rounded up
 
     async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
         return (self._on_request(app, channel, request),)
@@ -187,7 +192,7 @@ class Memory:
         key, now = (app, channel), self._stamp()[1]
         if now < self._claims.get(key, 0):
             return False
-        self._claims[key] = now + seconds * 1_000_000_000
+        self._claims[key] = now + seconds * SECOND
         return True
 
     async def connect(self, app: str, limit: int) -> bool:

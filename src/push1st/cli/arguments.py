@@ -45,13 +45,18 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser for the arguments of all commands."""
     root = Parser(
         prog="push1st",
-        description="A realtime server: backends publish over HTTP, browsers and devices listen by Pusher protocol or WebSocket.",
-        epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only.",
+        description="A realtime server: backends publish over HTTP; browsers and devices subscribe over the Pusher protocol, "
+        "WebSockets, server-sent events or MQTT.",
+        epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only. "
+        "`push1st init` writes a configuration.",
     )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
+    _add_init(commands)
     _add_serve(commands)
     _add_reload(commands)
+    _add_status(commands)
     _add_check(commands)
+    _add_app(commands)
     _add_token(commands)
     _add_publish(commands)
     _add_subscribe(commands)
@@ -59,6 +64,18 @@ def parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run="version:run")
     return root
+
+
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser(
+        "init",
+        help="write a first configuration",
+        description="Writes a configuration server.yml, and an app with a random key and secret, and prints the next commands. "
+        "Overwrites no file.",
+    )
+    init.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="the folder (default: the current folder)")
+    init.add_argument("--app", default="app", metavar="ID", help="the app's id, and the name of its file in apps/ (default: app)")
+    init.set_defaults(run="init:run")
 
 
 def _add_serve(commands: Any) -> None:
@@ -70,7 +87,7 @@ def _add_serve(commands: Any) -> None:
         "--workers",
         type=workers,
         metavar="N|auto",
-        help="how many worker processes, auto: one a core (default: server.workers, 1)",
+        help="the number of worker processes; auto: one for each core (default: server.workers, or 1)",
     )
     serve.set_defaults(run="serve:run")
 
@@ -79,13 +96,31 @@ def _add_reload(commands: Any) -> None:
     reload = commands.add_parser(
         "reload",
         help="make a running server read its configuration again",
-        description="Makes a server with several workers on this machine read its configuration again and replace its workers "
-        "one by one, without rejecting a connection. Ends when all workers are replaced. SIGHUP to the server's first process "
-        "does the same. Root finds the servers of all users. Exit code 1: nothing was reloaded and the server runs as before, "
-        "or a worker did not start.",
+        description="Makes a server on this machine read its configuration again, and waits for the result. Changes of apps, "
+        "certificates and the log apply at once, and clients stay connected. For other changes, a server with several workers "
+        "replaces its workers one by one, without rejecting a connection; a server with one worker changes nothing, and names "
+        "the keys that need a restart. SIGHUP to the server's first process does the same. Root finds the servers of all users. "
+        "Exit code 1: nothing was reloaded and the server runs as before, or the configuration is not applied on all workers.",
     )
     _config_option(reload, "the configuration file of the server to reload, if several run (or $PUSH1ST_CONFIG)")
+    reload.add_argument(
+        "--workers", action="store_true", help="replace all workers, even if the running workers could apply the changes"
+    )
     reload.set_defaults(run="reload:run")
+
+
+def _add_status(commands: Any) -> None:
+    status = commands.add_parser(
+        "status",
+        help="show the state of a running server",
+        description="Shows workers, connections, apps, broker, certificates, the last reload, and the origin of each key of the "
+        "configuration. Finds the server on this machine, or requests the state from the API. Exit code 1: the server is not "
+        "ready; 2: no server was found.",
+    )
+    _config_option(status, "the configuration file of the server, if several run (or $PUSH1ST_CONFIG)")
+    status.add_argument("--api", metavar="URL", help="request the state from this API; this machine must be in its api.trust")
+    _json_option(status, "print the state as JSON")
+    status.set_defaults(run="status:run")
 
 
 def _add_check(commands: Any) -> None:
@@ -96,12 +131,77 @@ def _add_check(commands: Any) -> None:
         "serve no client.",
     )
     _config_option(check, "the configuration file (or $PUSH1ST_CONFIG)")
+    _json_option(check, "print errors, warnings and notes as JSON, with file, line and key")
     check.set_defaults(run="check:run")
+
+
+def _add_app(commands: Any) -> None:
+    app = commands.add_parser(
+        "app",
+        help="list, add, change or remove apps in the files of a configuration",
+        description="Lists, adds, changes and removes apps in the files that `credentials` lists. A change keeps the comments of "
+        "the file. If a file contains several apps, the command changes nothing, and prints the line that you must write. A new "
+        "secret is printed once; an existing secret is never printed. `push1st reload` applies changes to a running server.",
+        epilog="To rotate a secret without a rejected call: 1. `rotate`; 2. give the new secret to the receivers of webhooks, "
+        "which accept both; 3. `push1st reload`; 4. give the new secret to the backends that sign; 5. wait until "
+        'push1st_secret_used_total{place="1"} stops rising; 6. `retire`, and `push1st reload` again.',
+    )
+    actions = app.add_subparsers(required=True, metavar="ACTION")
+    _app_action(actions, "list", "run_list", "list all apps", id=False, changes=False)
+    _app_action(actions, "show", "run_show", "show an app, without its secrets", changes=False)
+    add = _app_action(actions, "add", "run_add", "create the file of a new app, with a random key and secret")
+    add.add_argument("--name", default="", help="the name of the app for people")
+    add.add_argument(
+        "--origin", action="append", metavar="ORIGIN", help="an origin whose pages may connect; repeatable (default: all)"
+    )
+    add.add_argument(
+        "--channels",
+        type=lambda text: text.split(","),
+        metavar="TYPES",
+        help="types of channels, such as public,private (default: all)",
+    )
+    _app_action(
+        actions, "rotate", "run_rotate", "add a new secret, which signs after the next reload; the older secrets still verify"
+    )
+    _app_action(
+        actions,
+        "retire",
+        "run_retire",
+        "remove all secrets except the first; after the next reload, the server ends the connections that rely on them",
+    )
+    _app_action(actions, "enable", "run_enable", "enable an app again").set_defaults(enable=True)
+    disable = "disable an app: after the next reload, the server rejects its clients and its API calls"
+    _app_action(actions, "disable", "run_enable", disable).set_defaults(enable=False)
+    remove = _app_action(actions, "remove", "run_remove", "delete the file of an app")
+    remove.add_argument("--yes", action="store_true", help="delete the file; without this option nothing happens")
+    remove.add_argument(
+        "--purge",
+        action="store_true",
+        help="then reload the running server, and delete the app's MQTT sessions, retained messages and histories in the broker",
+    )
+
+
+def _app_action(
+    actions: Any, name: str, function: str, text: str, *, id: bool = True, changes: bool = True
+) -> argparse.ArgumentParser:
+    """Adds an action of `push1st app`. `id`: whether the action takes an app's id. `changes`: whether it changes files."""
+    verb, rest = text.split(" ", 1)
+    action: argparse.ArgumentParser = actions.add_parser(name, help=text, description=f"{verb.capitalize()}s {rest}.")
+    _config_option(action, "the configuration file (or $PUSH1ST_CONFIG)")
+    action.add_argument("--json", action="store_true", help="print the result as JSON")
+    if id:
+        action.add_argument("id", metavar="ID", help="the id of the app")
+    if changes:
+        action.add_argument("--reload", action="store_true", help="then reload the running server, as `push1st reload` does")
+    action.set_defaults(run=f"app:{function}", workers=False)
+    return action
 
 
 def _add_token(commands: Any) -> None:
     token = commands.add_parser(
-        "token", help="make a token offline", description="Makes the tokens that the API gives, without a server."
+        "token",
+        help="make or check a token offline",
+        description="Makes the tokens that the API gives, without a server, and checks them.",
     )
     kinds = token.add_subparsers(required=True, metavar="KIND")
     session = kinds.add_parser(
@@ -115,17 +215,36 @@ def _add_token(commands: Any) -> None:
     session.add_argument("data", nargs="?", default="", help="channel_data of a presence channel, as the client sends it")
     session.set_defaults(run="token:run_session")
     access = kinds.add_parser(
-        "access", help="a bearer token for raw WebSockets", description="An access token: a JWT for raw WebSocket connections."
+        "access",
+        help="a token for raw WebSockets, event streams and MQTT",
+        description="An access token: a JWT for raw WebSocket clients and event streams, and the password of MQTT clients.",
     )
     _app_options(access, key=False)
     access.add_argument(
         "--channel",
         action="append",
-        help="a channel that the token allows; `*` is all, a trailing * a prefix; repeatable (default: *)",
+        help="a channel that the token allows; *: all channels; private-*: all with this prefix; repeatable (default: *)",
     )
     access.add_argument("--origin", default="*", help="the only Origin that may use the token (default: *, any)")
     access.add_argument("--ttl", type=int, default=0, metavar="SECONDS", help="until the token expires (default: 0, never)")
+    access.add_argument(
+        "--user",
+        metavar="ID",
+        help="the server signs in MQTT clients with this token as this user, such as the id of a device (default: none)",
+    )
     access.set_defaults(run="token:run_access")
+    check = kinds.add_parser(
+        "check",
+        help="report why the server accepts or rejects an access token",
+        description="Checks app, signature, times, channels, origin and user of an access token. Exit code 1: the server would "
+        "reject it. The answer contains neither the token nor a secret.",
+    )
+    _app_options(check, key=False, default="the app that the token names")
+    check.add_argument("token", metavar="TOKEN", help="the access token, or - to read it from the standard input")
+    check.add_argument("--channel", help="also check whether the token allows this channel")
+    check.add_argument("--origin", help="also check whether a web page of this origin, such as https://shop.example, may use it")
+    _json_option(check, "print the result as JSON")
+    check.set_defaults(run="tokencheck:run")
 
 
 def _add_publish(commands: Any) -> None:
@@ -234,11 +353,18 @@ def _config_option(command: argparse.ArgumentParser, text: str) -> None:
     command.add_argument("-c", "--config", metavar="FILE", default=os.environ.get("PUSH1ST_CONFIG"), help=text)
 
 
-def _app_options(command: argparse.ArgumentParser, key: bool = True) -> None:
-    """Adds the options that select an app and its secret; if `key` is true, also the option for the app's key."""
+def _json_option(command: argparse.ArgumentParser, text: str) -> None:
+    command.add_argument("--json", action="store_true", help=text)
+
+
+def _app_options(command: argparse.ArgumentParser, key: bool = True, default: str = "the only app of the configuration") -> None:
+    """Adds the options that select an app and its secret; if `key` is true, also the option for the app's key.
+
+    `default`: the app that the command selects without the option `--app`.
+    """
     taken = "app's key and secret, and the server's address," if key else "app's secret"
     _config_option(command, f"take the {taken} from this configuration (or $PUSH1ST_CONFIG; default: the demo app)")
-    command.add_argument("--app", help="the app's id (default: the only app of the configuration)")
+    command.add_argument("--app", help=f"the app's id (default: {default})")
     if key:
         command.add_argument("--key", help="the app's key, in place of the one in the configuration")
     command.add_argument("--secret", help="the app's secret, in place of the one in the configuration (or $PUSH1ST_APP_SECRET)")

@@ -14,6 +14,8 @@ from websockets.exceptions import InvalidMessage, InvalidStatus
 from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import load_or_demo, url
 from push1st.config.model import AppConfig, Config
+from push1st.config.readers import secrets
+from push1st.config.tree import variable
 from push1st.errors import ClientError, ConfigError, Rejected
 
 
@@ -36,7 +38,8 @@ def select(options: Arguments) -> ServerApp:
     name = options.app or (next(iter(apps)) if len(apps) == 1 else "")
     app = apps.get(name)
     if app is None and name and (key or options.secret or not options.config):  # the app may exist on another server
-        app = AppConfig(id=name, key="", secret=os.environ.get("PUSH1ST_APP_SECRET", ""))
+        text = os.environ.get("PUSH1ST_APP_SECRET", "")
+        app = AppConfig(id=name, key="", **secrets(variable("PUSH1ST_APP_SECRET", ("secret",), text)))
     if app is None:
         problem = f"there is no app {name} in {options.config}." if name else "which app?"
         raise ConfigError(f"{problem} Select one with --app: {', '.join(apps) or 'the configuration has none'}")

@@ -1,10 +1,12 @@
 """Reads the configuration that a command uses, and formats its addresses for people."""
 
 import os
+import sys
 from pathlib import Path
 
+from push1st.config.addresses import Listen
 from push1st.config.load import demo, load
-from push1st.config.model import Config, Listen
+from push1st.config.model import Config
 
 DEMO_URL = "ws://127.0.0.1:6001"
 DEMO_API = "http://127.0.0.1:6002"
@@ -27,7 +29,8 @@ def url(address: Listen, scheme: str) -> str:
 
 def listening(config: Config) -> list[str]:
     """Returns a line for each address, with its protocols, and with the networks that may send unsigned API requests."""
-    websockets = " and ".join(sorted(config.server.proto & {"pusher", "websocket"}))
+    *others, last = sorted(config.server.proto & {"pusher", "websocket", "mqtt"}) or [""]
+    websockets = f"{', '.join(others)} and {last}" if others else last
     streams = ["server-sent events"] if "sse" in config.server.proto else []
     served = ", ".join([*([f"WebSockets ({websockets})"] if websockets else []), *streams])
     scheme = ("ws" if websockets else "http") + ("s" if config.server.ssl.enable else "")
@@ -37,4 +40,12 @@ def listening(config: Config) -> list[str]:
     scheme = "https" if config.api.ssl.enable else "http"
     trusted = ", ".join(str(net) for net in config.api.trust.nets) + (", unix" if config.api.trust.unix else "")
     access = f"{config.api.path}, unsigned calls from {trusted or 'nobody'}" + (f"; {also} too" if also else "")
-    return lines + [f"API on {url(address, scheme)}{access}" for address in config.api.listen]
+    lines += [f"API on {url(address, scheme)}{access}" for address in config.api.listen]
+    callers = "callers with metrics.token" if config.metrics.token else "all callers"
+    lines += [f"metrics on {url(address, 'http')}/metrics, for {callers}" for address in config.metrics.listen]
+    return lines + [f"MQTT on {url(address, address.scheme)}" for address in config.server.mqtt_listen]
+
+
+def program() -> str:
+    """Returns the name or path of the `push1st` program, for commands that a user can copy."""
+    return "push1st" if "/" not in sys.argv[0] or sys.argv[0].endswith(".py") else sys.argv[0]

@@ -12,9 +12,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from push1st.config.model import Config
+from push1st.config.model import Config, Ssl
+from push1st.config.mqtt import MqttSsl
 from push1st.errors import ConfigError
-from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close
+from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close, tls_settings
 
 SHOWN = 3
 """the maximum number of files that a note lists"""
@@ -64,20 +65,27 @@ def notes(config: Config) -> Iterator[str]:
 
 def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
     """Yields why a certificate cannot be used, and whether every user of the operating system would fail for this reason."""
-    for settings in {config.server.ssl, config.api.ssl}:
-        if settings.enable and settings.cert:
+    for cert, key in dict.fromkeys((settings.cert, settings.key) for settings in _tls(config) if settings.cert):
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+        except OSError as exc:
+            yield f"cannot use the certificate {cert} with the key {key}: {exc}", isinstance(exc, ssl.SSLError)
+    for settings in _tls(config):
+        if isinstance(settings, MqttSsl) and settings.ca:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.cert, settings.key)
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(settings.ca)
             except OSError as exc:
-                yield (
-                    f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}",
-                    isinstance(exc, ssl.SSLError),
-                )
+                yield f"cannot use the certificates of authorities in {settings.ca}: {exc}", isinstance(exc, ssl.SSLError)
+
+
+def _tls(config: Config) -> list[Ssl | MqttSsl]:
+    """Returns the TLS settings of all listeners that use TLS."""
+    return [settings for role in ROLES if (settings := tls_settings(config, role)) is not None]
 
 
 def _not_world_readable(config: Config) -> Iterator[str]:
     """Yields a note about the files that some users of the operating system cannot read."""
-    tls = (path for one in (config.server.ssl, config.api.ssl) if one.enable for path in (one.key, one.cert) if path)
+    tls = [path for one in _tls(config) for path in (one.key, one.cert, getattr(one, "ca", "")) if path]
     names = [f"{file} ({_mode(Path(file))})" for file in dict.fromkeys((*config.files, *tls)) if not _is_open(Path(file))]
     if names:
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -7,7 +7,7 @@ import msgspec
 import push1st
 from push1st import logs
 from push1st.cli.arguments import Arguments
-from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load_or_demo, url
+from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load_or_demo, program, url
 from push1st.config.model import Config
 from push1st.printable import printable_lines
 from push1st.process import cpus
@@ -20,7 +20,8 @@ def run(options: Arguments) -> int:
         config = load_or_demo(options.config)
         if options.workers is None:
             return config
-        return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, workers=options.workers))
+        server = msgspec.structs.replace(config.server, workers=options.workers)
+        return msgspec.structs.replace(config, server=server, places=(*config.places, ("server.workers", "--workers")))
 
     config = read()
     source = options.config or ("the demo" if config.demo else ENVIRONMENT)
@@ -43,9 +44,9 @@ def run(options: Arguments) -> int:
 
         supervisor.run(read, config, options.config, started)
     else:
-        from push1st.process import server
+        from push1st.process import single
 
-        server.run(config, started)
+        single.run(read, config, options.config, started)
     return 0
 
 
@@ -64,14 +65,9 @@ def demo_text(config: Config) -> str:
 
   See a message arrive. Paste into a second terminal, line by line:
 
-    {_command()} subscribe my-channel{options} &
+    {program()} subscribe my-channel{options} &
     sleep 1
     curl {api}{config.api.path}{app.id}/events -d '{{"name":"greeting","channels":["my-channel"],"data":"hello"}}'
 
   A configuration of your own: push1st serve -c server.yml. Stop with Ctrl-C.
 """
-
-
-def _command() -> str:
-    """Returns the name or path of the `push1st` program, for commands that a user can copy."""
-    return "push1st" if "/" not in sys.argv[0] or sys.argv[0].endswith(".py") else sys.argv[0]

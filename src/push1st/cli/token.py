@@ -5,7 +5,7 @@ import sys
 import time
 
 from push1st import auth
-from push1st.channels import kind_of, wide_name_error
+from push1st.channels import kind_of, user_id_error, wide_name_error
 from push1st.cli.arguments import Arguments
 from push1st.cli.client import select
 from push1st.config.model import DEMO_SECRET
@@ -34,13 +34,23 @@ def run_access(options: Arguments) -> int:
     for name in channels:
         if error := wide_name_error(name):
             raise ConfigError(error)
+        if note := _doubt(name):
+            print(f"note: {note}", file=sys.stderr)
+    if options.user is not None and (error := user_id_error(options.user)):
+        raise ConfigError(error)
     app, secret = _signer(options)
-    print(
-        auth.access_token(
-            secret, app, options.origin, channels[0] if len(channels) == 1 else channels, options.ttl, int(time.time())
-        )
-    )
+    channel = channels[0] if len(channels) == 1 else channels
+    print(auth.access_token(secret, app, options.origin, channel, options.ttl, int(time.time()), options.user))
     return 0
+
+
+def _doubt(name: str) -> str:
+    """Returns why a channel of an access token probably permits other channels than the caller expects; "" without a reason."""
+    if "/" in name:
+        return f"{name!r} contains /: if it is a topic of MQTT, exchange / and . to get the name of the channel"
+    if "*" in name[:-1] or "+" in name or "#" in name:
+        return f"in {name!r}, only a * at the end is a wildcard; +, # and every other * stand for themselves"
+    return ""
 
 
 def _signer(options: Arguments) -> tuple[str, str]:

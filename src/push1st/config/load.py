@@ -27,22 +27,24 @@ from typing import TypeVar
 
 import msgspec
 
+from push1st.config.addresses import Listen
 from push1st.config.model import (
     DEMO_SECRET,
     MESSAGE_PROTOCOLS,
     ApiConfig,
     AppConfig,
     Config,
-    Listen,
     ProtocolConfig,
     ServerConfig,
     unserved,
 )
 from push1st.config.model import demo as plain_demo
+from push1st.config.mqtt import Mqtt
 from push1st.config.origins import note_on
 from push1st.config.readers import identifier, off
 from push1st.config.schema import Finish, Key, fill, notes, suggestion, variables
-from push1st.config.tables import APP, ROOT, fill_app, require_distinct_paths
+from push1st.config.settings import GIVEN, places
+from push1st.config.tables import APP, ROOT, fill_app, require_distinct_paths, require_proxies
 from push1st.config.tree import Value, each, merged, not_allowed, read, refuse, tree_of, variable
 from push1st.errors import ConfigError
 
@@ -66,7 +68,7 @@ CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Val
 SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which this server does not have"
 BROKER_NOTE = "; configure broker: redis://HOST:6379/0 on each"
 
-L = TypeVar("L", ServerConfig, ApiConfig)
+L = TypeVar("L", ServerConfig, ApiConfig, Mqtt)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
@@ -215,8 +217,7 @@ def _section_of(app: AppConfig) -> Value:
     """Returns a section for an app of the base configuration. The section contains the app's key, so that `_twins` finds
     a second app with this key.
     """
-    place = "the configuration"
-    return Value("mapping", place, app.id, keys={"key": Value("text", place, f"{app.id}.key", app.key)})
+    return Value("mapping", GIVEN, app.id, keys={"key": Value("text", GIVEN, f"{app.id}.key", app.key)})
 
 
 def _moved(section: Value, path: str) -> Value:
@@ -228,8 +229,11 @@ def _moved(section: Value, path: str) -> Value:
 def _config(base: Config, root: Value, sections: list[Value], folder: Path, problems: list[str], warnings: list[str]) -> Config:
     """Makes a `Config` from all sections, and applies the rules that concern several sections. Raises ConfigError."""
     table = ROOT | {
-        "server": _finished(ROOT["server"], lambda new, value: _placed(require_distinct_paths(new, value), value, folder)),
-        "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder)),
+        "server": _finished(ROOT["server"], lambda new, value: _placed_server(new, value, folder)),
+        "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder, new.ssl.enable)),
+        "metrics": _finished(
+            ROOT["metrics"], lambda new, value: msgspec.structs.replace(new, listen=_absolute(new.listen, value, folder))
+        ),
         "hooks": _finished(
             ROOT["hooks"], lambda new, _: msgspec.structs.replace(new, folder=new.folder and str(folder / new.folder))
         ),
@@ -245,39 +249,76 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
             lambda: refuse(list(_twins(sections))),
         )
     )
+    _require_app(config.server.mqtt, apps, root)
     server, apps = _payloads(config.server, apps, root, sections)
     apps = tuple(app if app.secret else msgspec.structs.replace(app, channels=app.channels & {"public"}) for app in apps)
     demo = base.demo and all(app.secret == DEMO_SECRET for app in apps)
     config = msgspec.structs.replace(config, server=server, apps=apps, demo=demo)
     everything = dict.fromkeys((*warnings, *_warnings(config, root, sections)))
-    return msgspec.structs.replace(config, warnings=tuple(everything))
+    return msgspec.structs.replace(config, warnings=tuple(everything), places=tuple(places(root, sections)))
 
 
 def _finished(key: Key, finish: Finish) -> Key:
     return msgspec.structs.replace(key, finish=finish)
 
 
-def _placed(part: L, section: Value, folder: Path) -> L:
-    """Returns the struct of a section with absolute paths. Raises ConfigError if a file that the section names does not exist."""
-    listen = section.at("listen") or section
+def _placed_server(server: ServerConfig, section: Value, folder: Path) -> ServerConfig:
+    """Returns the struct of the section `server` with absolute paths, after checks of the section. Raises ConfigError."""
+    require_proxies(server, section)
+    server = _placed(require_distinct_paths(server, section), section, folder, server.ssl.enable)
+    mqtt, part = server.mqtt, section.at("mqtt")
+    is_secure = mqtt.is_secure and bool(server.mqtt_listen)
+    if part and part.kind == "mapping":
+        mqtt = _placed(mqtt, part, folder, is_secure)
+    if is_secure and not mqtt.ssl.cert and server.ssl.cert:
+        mqtt = msgspec.structs.replace(mqtt, ssl=msgspec.structs.replace(mqtt.ssl, key=server.ssl.key, cert=server.ssl.cert))
+        if not server.ssl.enable:
+            each(partial(_require_file, getattr(mqtt.ssl, name), section.at("ssl", name)) for name in ("key", "cert"))
+    return msgspec.structs.replace(server, mqtt=mqtt)
+
+
+def _placed(part: L, section: Value, folder: Path, is_secure: bool) -> L:
+    """Returns the struct of a section with absolute paths. Raises ConfigError if a file that the section names does not exist.
+
+    is_secure: whether the section's listener uses TLS.
+    """
+
+    def absolute(name: str) -> str:
+        path = getattr(part.ssl, name)
+        if path and is_secure and part.listen:
+            _require_file(str(folder / path), section.at("ssl", name))
+        return str(folder / path) if path else ""
+
+    addresses = _absolute(part.listen, section, folder)
+    names = [name for name in ("key", "cert", "ca") if hasattr(part.ssl, name)]
+    paths = each(partial(absolute, name) for name in names)
+    ssl = msgspec.structs.replace(part.ssl, **dict(zip(names, paths, strict=True)))
+    return msgspec.structs.replace(part, listen=addresses, ssl=ssl)
+
+
+def _absolute(listen: Sequence[Listen], section: Value, folder: Path) -> tuple[Listen, ...]:
+    """Returns the addresses of a section's key `listen`, with absolute paths. Raises ConfigError if a path is too long."""
+    where = section.at("listen") or section
 
     def under(address: Listen) -> Listen:
         try:
             return address.under(str(folder))
         except ValueError as exc:
-            raise not_allowed(listen, str(exc), show=False) from None
+            raise not_allowed(where, str(exc), show=False) from None
 
-    def absolute(name: str) -> str:
-        path = getattr(part.ssl, name)
-        where = section.at("ssl", name)
-        if path and where and part.ssl.enable and part.listen and not (folder / path).is_file():
-            raise not_allowed(where, "the path of a file that exists")
-        return str(folder / path) if path else ""
+    return tuple(each(partial(under, address) for address in listen))
 
-    addresses = each(partial(under, address) for address in part.listen)
-    key, cert = each(partial(absolute, name) for name in ("key", "cert"))
-    ssl = msgspec.structs.replace(part.ssl, key=key, cert=cert)
-    return msgspec.structs.replace(part, listen=tuple(addresses), ssl=ssl)
+
+def _require_file(path: str, where: Value | None) -> None:
+    if where and not Path(path).is_file():
+        raise not_allowed(where, "the path of a file that exists")
+
+
+def _require_app(mqtt: Mqtt, apps: Sequence[AppConfig], root: Value) -> None:
+    """Raises ConfigError if the default app of MQTT is not configured."""
+    where = root.at("server", "mqtt", "app")
+    if where and mqtt.app and mqtt.app not in (app.id for app in apps):
+        raise not_allowed(where, f"the id of an app: {', '.join(app.id for app in apps) or 'none is configured'}")
 
 
 def _app(known: Mapping[str, AppConfig], section: Value) -> AppConfig:
@@ -311,8 +352,8 @@ def _payloads(
         return server, apps
     size = server.max_payload
 
-    def protocol(name: str) -> ProtocolConfig:
-        own: ProtocolConfig = getattr(server, name)
+    def protocol(name: str) -> ProtocolConfig | Mqtt:
+        own: ProtocolConfig | Mqtt = getattr(server, name)
         return own if _is_set(root, "server", name, "max-request-payload") else msgspec.structs.replace(own, max_payload=size)
 
     def raised(app: AppConfig, section: Value) -> AppConfig:
@@ -320,7 +361,7 @@ def _payloads(
             return app
         return msgspec.structs.replace(app, limits=msgspec.structs.replace(app.limits, payload=size))
 
-    server = msgspec.structs.replace(server, **{name: protocol(name) for name in MESSAGE_PROTOCOLS})
+    server = msgspec.structs.replace(server, **{name: protocol(name) for name in (*MESSAGE_PROTOCOLS, "mqtt")})
     return server, [raised(app, section) for app, section in zip(apps, sections, strict=True)]
 
 
@@ -338,11 +379,17 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
         if place is not None and text not in seen:
             seen.add(text)
             yield f"{place}: {text}"
+    mqtt = config.server.mqtt
     for name in ("server", "api"):
-        if _is_set(root, name, "ssl", "cert") and not _is_set(root, name, "ssl", "enable"):
+        is_for_mqtt = name == "server" and mqtt.ssl.cert == config.server.ssl.cert
+        if _is_set(root, name, "ssl", "cert") and not _is_set(root, name, "ssl", "enable") and not is_for_mqtt:
             yield f"{root.at(name, 'ssl')}: cert and key have no effect without enable: true, so clients connect without TLS"
-    addresses = (*config.server.listen, *config.api.listen)
-    if config.demo and any(listen.scheme == "tcp" and listen.host not in _LOOPBACK for listen in addresses):
+    if mqtt.listen and not config.server.mqtt_listen:
+        yield f"{root.at('server', 'mqtt', 'listen')}: has no effect, because server.proto does not contain mqtt"
+    if _is_set(root, "server", "mqtt", "ssl") and config.server.mqtt_listen and not mqtt.is_secure:
+        yield f"{root.at('server', 'mqtt', 'ssl')}: has no effect without an address tls://… in server.mqtt.listen"
+    addresses = (*config.server.listen, *config.api.listen, *config.server.mqtt_listen)
+    if config.demo and any(listen.scheme != "unix" and listen.host not in _LOOPBACK for listen in addresses):
         yield f"other machines reach the demo app, whose secret everyone knows; set {APP_ID}, and its key and secret"
     for app, section in zip(config.apps, sections, strict=True):
         if not app.secret:
@@ -370,5 +417,3 @@ def _not_yet(config: Config, root: Value) -> Iterator[tuple[Value | None, str]]:
     """Yields each setting of a feature that this server does not have, with a note."""
     if _is_set(root, "cluster") and not off(root.at("cluster", "listen")):
         yield root.at("cluster"), CLUSTER_NOTE if config.has_broker else CLUSTER_NOTE + BROKER_NOTE
-    if "mqtt" in config.server.proto:
-        yield root.at("server", "proto"), "mqtt does nothing yet"

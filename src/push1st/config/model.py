@@ -1,28 +1,25 @@
-"""The configuration as typed, frozen structs, with the rules that need no file: addresses, networks, the demo.
+"""The configuration as typed, frozen structs, with the rules that need no file: the demo, and useless configurations.
 
 This module reads no YAML, files or environment variables: `config.load` reads these and makes the structs. Names and defaults are
 from the Push1st API, section 9. A parser raises a ValueError that describes the allowed values, and `readers` adds the value's
 place to this error. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
-import ipaddress
-import re
-from collections.abc import Iterable
-from posixpath import join, normpath
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from push1st.channels import type_names
+from push1st.config.addresses import Listen, Networks
 from push1st.config.history import HistoryBounds, HistorySection, Resume
+from push1st.config.mqtt import Mqtt
 from push1st.limits import Limits
 
-Net = ipaddress.IPv4Network | ipaddress.IPv6Network
-MESSAGE_PROTOCOLS = ("pusher", "websocket", "mqtt")
-"""the protocols whose clients send messages, each with a `ProtocolConfig`"""
-PROTOCOLS = (*MESSAGE_PROTOCOLS, "sse")
+MESSAGE_PROTOCOLS = ("pusher", "websocket")
+"""the protocols whose clients send messages over WebSockets, each with a `ProtocolConfig`"""
+PROTOCOLS = (*MESSAGE_PROTOCOLS, "mqtt", "sse")
 SERVED = ("pusher", "websocket", "sse")
-"""the protocols that the server implements"""
+"""the protocols on the addresses of `server.listen` and `api.listen`, which are all enabled by default"""
 TRIGGERS = ("register", "unregister", "join", "leave", "push")
 WEBHOOK_EVENTS = (
     "channel_occupied",
@@ -38,66 +35,11 @@ QUESTIONS = ("connect", "subscribe", "publish")
 SECRET_BYTES = 32
 """The minimum number of bytes of a secret for HMAC-SHA256. A shorter secret makes the signature weaker (RFC 7518 §3.2)."""
 
+MAX_SECRETS = 3
+"""the maximum number of secrets of an app: each check of a signature compares all of them"""
+
 EMBEDDED = "embedded://"
 """if `broker` begins with this text, the server starts an engine; the path of the engine's executable follows the text"""
-
-_LISTEN = "tcp://HOST:PORT (HOST may be *), or unix://PATH"
-_TCP = re.compile(r"tcp://(?:\[([^\]]+)\]|([A-Za-z0-9_.-]*|\*)):([0-9]{1,5})/?\Z")
-_UNIX = re.compile(r"unix://[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+\Z")
-_DIGITS_ONLY = re.compile(r"[0-9.]+\Z")
-_SOCKET_BYTES = 107  # `sun_path` has 108 bytes, and the last byte is zero: unix(7)
-
-
-class Listen(msgspec.Struct, frozen=True):
-    """An address to listen on. `str` returns the text that `parse` accepts.
-
-    host: the host of a TCP address; "" stands for all interfaces.
-    port: the port of a TCP address; 0 stands for any free port.
-    path: the path of a Unix socket.
-    """
-
-    scheme: Literal["tcp", "unix"]
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-    @classmethod
-    def parse(cls, text: str) -> "Listen":
-        """Parses `tcp://HOST:PORT` or `unix://PATH`. Raises ValueError.
-
-        A TCP address may end with a slash. The path of `unix://a/b` is relative; the path of `unix:///a/b` is absolute.
-        """
-        if _UNIX.match(text):
-            path = normpath(text.removeprefix("unix://"))
-            if text.endswith("/") or path.rpartition("/")[2] in ("", ".", ".."):
-                raise ValueError(_LISTEN)
-            return cls("unix", path="/" + path.lstrip("/") if path.startswith("/") else path)._short_enough()
-        match = _TCP.match(text)
-        if not match:
-            raise ValueError(_LISTEN)
-        if int(match[3]) > 65535:
-            raise ValueError("a port from 0 to 65535")
-        try:
-            host = str(ipaddress.IPv6Address(match[1])) if match[1] else match[2]
-            if _DIGITS_ONLY.match(host):
-                ipaddress.IPv4Address(host)
-        except ValueError:
-            raise ValueError(_LISTEN) from None
-        return cls("tcp", "" if host == "*" else host, int(match[3]))
-
-    def under(self, folder: str) -> "Listen":
-        """Returns the address with an absolute path. A relative path starts at `folder`."""
-        return Listen("unix", path=normpath(join(folder, self.path)))._short_enough() if self.scheme == "unix" else self
-
-    def _short_enough(self) -> "Listen":
-        if len(self.path.encode()) > _SOCKET_BYTES:
-            raise ValueError(f"a path of at most {_SOCKET_BYTES} bytes for a Unix socket")
-        return self
-
-    def __str__(self) -> str:
-        if self.scheme == "unix":
-            return f"unix://{self.path}"
-        return f"tcp://[{self.host}]:{self.port}" if ":" in self.host else f"tcp://{self.host or '*'}:{self.port}"
 
 
 class Ssl(msgspec.Struct, frozen=True):
@@ -106,84 +48,6 @@ class Ssl(msgspec.Struct, frozen=True):
     enable: bool = False
     key: str = ""
     cert: str = ""
-
-
-def network(text: str) -> Net:
-    """Parses an IP address or a network. Raises ValueError.
-
-    An IPv4-mapped IPv6 network, such as ::ffff:10.0.0.0/104, becomes the IPv4 network 10.0.0.0/8.
-    """
-    try:
-        net = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError("an IP address, or a network such as 10.0.0.0/8 or fd00::/8") from None
-    if "/" in text and net.network_address != ipaddress.ip_address(text.partition("/")[0]):
-        raise ValueError(f"a network whose address has no bits after the prefix: {net}")
-    if net.version == 6 and net.prefixlen >= 96 and net.network_address.ipv4_mapped is not None:
-        return ipaddress.IPv4Network((net.network_address.ipv4_mapped, net.prefixlen - 96))
-    return net
-
-
-class Networks:
-    """A set of networks. The set can also include all clients on Unix sockets.
-
-    An empty set is false in a condition. The meaning of an empty set depends on the key: an empty `whitelist` admits all
-    addresses, but an empty `trust` or `proxies` trusts no address.
-    """
-
-    __slots__ = ("_known", "nets", "unix")
-    MAX_KNOWN = 4096
-
-    def __init__(self, nets: Iterable[Net] = (), unix: bool = False) -> None:
-        self.nets = tuple(nets)
-        self.unix = unix
-        self._known: dict[str, bool] = {}
-
-    @classmethod
-    def parse(cls, words: Iterable[str]) -> "Networks":
-        """Parses addresses, networks, and the word `unix`. Raises ValueError."""
-        words = tuple(words)
-        return cls((network(word) for word in words if word != "unix"), "unix" in words)
-
-    def contains(self, ip: str) -> bool:
-        """Returns whether the set contains an address; ::ffff:1.2.3.4 counts as 1.2.3.4. No set contains an invalid address.
-
-        ip: an IP address; "" stands for a client on a Unix socket.
-        """
-        if len(ip) > 64:  # no IP address has more than 64 characters, but the text of a forwarded header may have more
-            return False
-        known = self._known.get(ip)
-        if known is None:
-            if len(self._known) >= self.MAX_KNOWN:
-                self._known.clear()
-            known = self._known[ip] = self._look(ip)
-        return known
-
-    def _look(self, ip: str) -> bool:
-        if not ip:
-            return self.unix
-        try:
-            address = ipaddress.ip_address(ip.partition("%")[0])  # fe80::1%eth0
-        except ValueError:
-            return False
-        if address.version == 6 and address.ipv4_mapped is not None:
-            address = address.ipv4_mapped
-        return any(address in net for net in self.nets)
-
-    def __bool__(self) -> bool:
-        return self.unix or bool(self.nets)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Networks) and (self.nets, self.unix) == (other.nets, other.unix)
-
-    def __hash__(self) -> int:
-        return hash((self.nets, self.unix))
-
-    def __str__(self) -> str:
-        return ", ".join([*map(str, self.nets), *(["unix"] if self.unix else [])])
-
-    def __repr__(self) -> str:
-        return f"Networks({self})"
 
 
 class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
@@ -200,7 +64,7 @@ class _Discreet(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProtocolConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of a protocol whose clients send messages.
+    """The settings of a protocol whose clients send messages over WebSockets.
 
     path: the beginning of the protocol's paths, with a slash at both ends.
     activity_timeout: seconds without data from a client after which the server sends a ping.
@@ -246,7 +110,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     app_path: str = "/app/"
     pusher: ProtocolConfig = ProtocolConfig(path="/pusher/", activity_timeout=120)
     websocket: ProtocolConfig = ProtocolConfig(path="/ws/")
-    mqtt: ProtocolConfig = ProtocolConfig(path="/mqtt/")
+    mqtt: Mqtt = Mqtt()
     sse: SseConfig = SseConfig()
     drain: int = 10
     workers: int | Literal["auto"] = 1
@@ -255,10 +119,20 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_payload: int = 65_400
     history: HistoryBounds = HistoryBounds()
 
-    def bases(self, protocol: Literal["pusher", "websocket", "sse"]) -> tuple[str, ...]:
-        """Returns the beginnings of a protocol's paths, up to the app's key; an empty tuple for a disabled protocol."""
+    @property
+    def mqtt_listen(self) -> tuple[Listen, ...]:
+        """The addresses for MQTT without WebSockets; empty if `proto` does not enable MQTT."""
+        return self.mqtt.listen if "mqtt" in self.proto else ()
+
+    def bases(self, protocol: Literal["pusher", "websocket", "sse", "mqtt"]) -> tuple[str, ...]:
+        """Returns the beginnings of a protocol's paths, up to the app's key; an empty tuple for a disabled protocol.
+
+        A path of MQTT needs no key of an app, so the beginning of these paths has no slash at its end.
+        """
         if protocol not in self.proto:
             return ()
+        if protocol == "mqtt":
+            return (self.mqtt.path.rstrip("/"),)
         if protocol == "pusher":
             return self.pusher.path.rstrip("/") + self.app_path, self.app_path
         own = self.sse.path if protocol == "sse" else self.websocket.path
@@ -358,6 +232,8 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     """The settings of an app.
 
     channels: the types of channels that clients may use. Without a secret, an app has public channels only.
+    secret: the secret that signs and verifies; "" if the app has no secret.
+    older_secrets: further secrets, which only verify, while the operator rotates the secret.
     origins: the origins of web pages that may connect; empty: all origins.
     client_messages: whether clients may publish; by default they may not, as with Pusher.
     statistic: a setting of the original Push1st, without effect in this server.
@@ -365,11 +241,12 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     keeps a history.
     """
 
-    hidden: ClassVar[frozenset[str]] = frozenset({"secret"})
+    hidden: ClassVar[frozenset[str]] = frozenset({"secret", "older_secrets"})
 
     id: str
     key: str
     secret: str
+    older_secrets: tuple[str, ...] = ()
     name: str = ""
     enable: bool = True
     channels: frozenset[str] = frozenset(type_names)
@@ -384,6 +261,26 @@ class AppConfig(_Discreet, frozen=True, kw_only=True):
     authorize: tuple[Authorize, ...] = ()
     history: tuple[HistorySection, ...] = ()
     resume: Resume = Resume()
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """All secrets: the first signs, and each of them verifies. Empty if the app has no secret."""
+        return (self.secret, *self.older_secrets) if self.secret else ()
+
+
+class MetricsConfig(_Discreet, frozen=True, kw_only=True):
+    """The metrics, and the access to them for programs that may not call the API.
+
+    apps: the maximum number of apps with metrics of their own.
+    listen: the addresses that serve `/metrics`, `/health` and `/ready`, and nothing else.
+    token: the bearer token with which every caller may read the metrics; "" for none.
+    """
+
+    hidden: ClassVar[frozenset[str]] = frozenset({"token"})
+
+    apps: int = 200
+    listen: tuple[Listen, ...] = ()
+    token: str = ""
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -400,6 +297,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
     folder: the folder at which relative paths start.
     files: the files that contain the configuration.
     warnings: a line for each setting that is valid, but has no effect or is probably a mistake.
+    places: the places of the keys that files or the environment set; see `settings`.
     demo: whether the configuration is the demo (see the function `demo`).
     """
 
@@ -411,9 +309,11 @@ class Config(_Discreet, frozen=True, kw_only=True):
     broker: str = "memory"
     log: LogConfig = LogConfig()
     hooks: HooksConfig = HooksConfig()
+    metrics: MetricsConfig = MetricsConfig()
     folder: str = ""
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    places: tuple[tuple[str, str], ...] = ()
     demo: bool = False
 
     @property
@@ -448,9 +348,9 @@ def unserved(config: Config) -> str:
         return "every app is disabled, so every client will be refused: remove enable: false from one"
     if not any(app.channels for app in enabled):
         return "no enabled app has channels: give an app a secret, or put public into its channels"
-    if not config.server.proto.intersection(SERVED):
-        return f"server.proto has none of {', '.join(SERVED)}, so every client will be refused"
-    if not config.server.listen and not config.api.listen:
+    if not config.server.proto:
+        return f"server.proto has none of {', '.join(PROTOCOLS)}, so every client will be refused"
+    if not config.server.listen and not config.api.listen and not config.server.mqtt_listen:
         return "server.listen and api.listen are both switched off, so nobody can connect"
     return ""
 
@@ -478,7 +378,7 @@ def strictness(config: Config) -> list[str]:
         ]
         if stricter:
             alike.setdefault(", ".join(stricter), []).append(app.id)
-        if app.secret and len(app.secret.encode()) < SECRET_BYTES and not config.demo:
+        if any(len(secret.encode()) < SECRET_BYTES for secret in app.secrets) and not config.demo:
             lines.append(f"{app.id}: the secret is shorter than {SECRET_BYTES} bytes: access tokens signed with it are weak")
     return [
         f"{', '.join(ids)}: limits (in brackets those of the original Push1st): {limits}" for limits, ids in alike.items()

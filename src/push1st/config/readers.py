@@ -12,9 +12,10 @@ from typing import Any
 import msgspec
 
 from push1st.channels import CONTROL
+from push1st.config.addresses import Listen, Networks, network
 from push1st.config.brokerurl import ALLOWED as BROKER_URLS
 from push1st.config.brokerurl import parse as parse_broker
-from push1st.config.model import EMBEDDED, Listen, Networks, network
+from push1st.config.model import EMBEDDED, MAX_SECRETS
 from push1st.config.schema import Read, nearest
 from push1st.config.tree import Value, each, not_allowed
 from push1st.errors import ConfigError
@@ -147,11 +148,14 @@ def off(value: Value | None) -> bool:
     return value is not None and value.kind in ("flag", "text", "variable") and value.text.lower() in _OFF
 
 
-def listen(value: Value) -> tuple[Listen, ...]:
-    """Reads the addresses of a listener. Returns an empty tuple if the value switches the listener off."""
-    if off(value):
-        return ()
-    return tuple(listed(parsed(Listen.parse, "tcp://HOST:PORT, unix://PATH or false"), "addresses")(value))
+def listen(*, tls: bool = False) -> Read:
+    """Returns a reader of a listener's addresses. The reader returns an empty tuple if the value switches the listener off.
+
+    tls: whether an address `tls://HOST:PORT` is allowed.
+    """
+    of = f"tcp://HOST:PORT, {'tls://HOST:PORT, ' if tls else ''}unix://PATH or false"
+    read = listed(parsed(partial(Listen.parse, tls=tls), of), "addresses")
+    return lambda value: () if off(value) else read(value)
 
 
 def networks(*, unix: bool = False) -> Read:
@@ -183,6 +187,25 @@ def identifier(value: Value) -> str:
     if not _IDENTIFIER.match(found) or _SEPARATORS & set(found):
         raise not_allowed(value, allowed, show=False)
     return found
+
+
+def secrets(value: Value) -> dict[str, Any]:
+    """Reads the secrets of an app: a text, or a list of texts; the first signs. In an environment variable, `[a, b]` is a list.
+
+    A text with commas but without brackets is one secret, because a secret may contain commas.
+    """
+    allowed = f"a text, or a list of 1 to {MAX_SECRETS} different texts, of which the first signs"
+    read = text(allowed, numbers=True, show=False)
+    if value.kind == "list":
+        words = value.items
+    elif value.kind == "variable" and value.text.startswith("[") and value.text.endswith("]"):
+        words = tuple(msgspec.structs.replace(value, text=word.strip()) for word in value.text[1:-1].split(","))
+    else:
+        return {"secret": read(value), "older_secrets": ()}
+    first, *older = found = each(partial(read, word) for word in words) or [""]
+    if not all(found) or len(found) > MAX_SECRETS or len(set(found)) < len(found):
+        raise not_allowed(value, allowed, show=False)
+    return {"secret": first, "older_secrets": tuple(older)}
 
 
 def workers(value: Value) -> int | str:

@@ -29,7 +29,8 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     table: the keys of the subsection; None if the key contains a value.
     empty: a function that makes the struct of the subsection, if the field of the key is None.
     into: the name of the field that the key sets; "" if the field has the same name as the key.
-    flat: whether the keys of the subsection set fields of the outer section's struct.
+    flat: whether the keys of the subsection set fields of the outer section's struct. If the key contains a value, `read` returns
+    a dictionary from fields to contents.
     dropped: whether the value is only checked, and not stored.
     note: the reason why the key has no effect, or "". The server does not store the value of a key without effect.
     unset: values that only the original Push1st supports, each with a note. This server treats them like a missing value.
@@ -131,7 +132,7 @@ def notes(table: Table, section: Value) -> Iterator[tuple[Value, str]]:
 def variables(table: Table, prefix: str = "PUSH1ST") -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields the names of the environment variables that set keys of a table, each with its path of keys."""
     for name, key in table.items():
-        full = prefix if key.flat else f"{prefix}_{name.replace('-', '_').upper()}"
+        full = prefix if key.flat and key.table is not None else f"{prefix}_{name.replace('-', '_').upper()}"
         if key.note or key.dropped or not key.variable:
             continue
         if key.table is None:

@@ -23,6 +23,7 @@ from push1st.config.model import (
     Ssl,
     Webhook,
 )
+from push1st.config.mqtt import MAX_KEEP_ALIVE, Mqtt, MqttSsl
 from push1st.config.readers import (
     broker,
     flag,
@@ -31,6 +32,7 @@ from push1st.config.readers import (
     listed,
     listen,
     networks,
+    secrets,
     text,
     url_path,
     whole,
@@ -53,10 +55,15 @@ _FILTER = re.compile(r".+\Z")
 
 def require_key_pair(ssl: Ssl, section: Value) -> Ssl:
     """Raises ConfigError if TLS has a key without a certificate, or a certificate without a key."""
-    if ssl.enable and bool(ssl.key) != bool(ssl.cert):
+    if ssl.enable:
+        _require_both(ssl, section)
+    return ssl
+
+
+def _require_both(ssl: Ssl | MqttSsl, section: Value) -> None:
+    if bool(ssl.key) != bool(ssl.cert):
         present, missing = ("key", "cert") if ssl.key else ("cert", "key")
         raise ConfigError(f"{section}: found {present} without {missing}, allowed: both, or none for a self-signed certificate")
-    return ssl
 
 
 def require_frequent_acknowledgements(resume: Resume, section: Value) -> Resume:
@@ -69,6 +76,35 @@ def require_frequent_acknowledgements(resume: Resume, section: Value) -> Resume:
             f"a third of resume.seconds ({resume.seconds})"
         )
     return resume
+
+
+def require_mqtt_key_pair(ssl: MqttSsl, section: Value) -> MqttSsl:
+    """Raises ConfigError if TLS has only one of key and certificate, or `verify` without `ca`."""
+    _require_both(ssl, section)
+    if _is_set(section, "verify") and not ssl.ca:
+        raise ConfigError(f"{section}: found verify without ca, allowed: both, or none for clients without certificates")
+    return ssl
+
+
+def _is_set(section: Value, key: str) -> bool:
+    value = section.at(key)
+    return value is not None and value.kind != "nothing"
+
+
+def complete_mqtt(mqtt: Mqtt, section: Value) -> Mqtt:
+    """Sets the fields of `Mqtt` that depend on other keys of its section."""
+    return msgspec.structs.replace(
+        mqtt,
+        activity_timeout=min(mqtt.activity_timeout, MAX_KEEP_ALIVE),
+        anonymous_push=mqtt.push if _is_set(section, "push") else frozenset(),
+    )
+
+
+def require_proxies(server: ServerConfig, section: Value) -> None:
+    """Raises ConfigError if MQTT requires PROXY headers, but no address may send such a header."""
+    where = section.at("mqtt", "proxy-protocol")
+    if where and server.mqtt.proxy_protocol and server.mqtt_listen and not server.proxies:
+        raise ConfigError(f"{where}: found true without server.proxies, so every client will be refused, allowed: both, or false")
 
 
 def require_distinct_paths(server: ServerConfig, section: Value) -> ServerConfig:
@@ -105,18 +141,43 @@ PROTOCOL: Table = {
     "max-request-payload": _PAYLOAD,
 }
 
+MQTT: Table = {
+    "listen": Key(read=listen(tls=True)),
+    "ssl": Key(
+        table={
+            **{name: Key(read=text("the path of a PEM file")) for name in ("key", "cert", "ca")},
+            "verify": Key(read=word("required", "optional")),
+        },
+        finish=require_mqtt_key_pair,
+    ),
+    "app": Key(read=identifier),
+    **PROTOCOL,
+    "session-expiry": Key(read=whole(0, 366 * SECONDS_A_DAY, "seconds")),
+    "inflight": Key(read=whole(1, 65_535)),
+    "queue": Key(read=whole(1, 100_000)),
+    "topic-aliases": Key(read=whole(0, 65_535)),
+    "publishes": Key(read=whole(0, MAX_NUMBER, hint=" (0: unlimited)")),
+    "event": Key(
+        read=text(
+            "1 to 200 characters that do not begin with pusher: or pusher_internal:",
+            re.compile(r"(?!pusher:|pusher_internal:).{1,200}\Z"),
+        )
+    ),
+    "proxy-protocol": Key(read=flag),
+}
+
 SSE: Table = {"path": Key(read=url_path), "whitelist": _WHITELIST}
 
 HISTORY_BOUNDS: Table = {"bytes": Key(read=whole(1, 1 << 40, "bytes")), "channels": Key(read=whole(1, MAX_NUMBER))}
 
 SERVER: Table = {
     "proto": Key(read=words(*PROTOCOLS)),
-    "listen": Key(read=listen),
+    "listen": Key(read=listen()),
     "ssl": Key(table=SSL, finish=require_key_pair),
     "app-path": Key(read=url_path),
     "pusher": Key(table=PROTOCOL),
     "websocket": Key(table=PROTOCOL),
-    "mqtt": Key(table=PROTOCOL),
+    "mqtt": Key(table=MQTT, finish=complete_mqtt),
     "sse": Key(table=SSE),
     "max-request-payload": _PAYLOAD,
     "drain": Key(read=whole(0, 3600, "seconds")),
@@ -131,7 +192,7 @@ SERVER: Table = {
 }
 
 API: Table = {
-    "listen": Key(read=listen),
+    "listen": Key(read=listen()),
     "ssl": Key(table=SSL, finish=require_key_pair),
     "path": Key(read=url_path),
     "keep-alive-timeout": Key(read=whole(1, SECONDS_A_DAY, "seconds"), unset={"0": "0 means the default here: 10 seconds"}),
@@ -180,12 +241,19 @@ HOOKS: Table = {
     "folder": Key(read=text("the path of a folder")),
 }
 
+METRICS: Table = {
+    "apps": Key(read=whole(0, 10_000)),
+    "listen": Key(read=listen()),
+    "token": Key(read=text("16 to 512 visible ASCII characters", re.compile(r"[!-~]{16,512}\Z"), show=False)),
+}
+
 ROOT: Table = {
     "server": Key(table=SERVER, finish=require_distinct_paths),
     "api": Key(table=API),
     "broker": Key(read=broker),
     "log": Key(table=LOG),
     "hooks": Key(table=HOOKS),
+    "metrics": Key(table=METRICS),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),
     "ssl": _ANY,  # in files of the original Push1st, this section contains YAML anchors
@@ -318,7 +386,7 @@ APP: Table = {
     ),
     "name": Key(read=text("text", numbers=True)),
     "key": Key(read=identifier),
-    "secret": Key(read=text("text", numbers=True, show=False)),
+    "secret": Key(read=secrets, flat=True),
     "options": Key(
         table={name: Key(read=flag) for name in ("client-messages", "subscription-count", "authorized-only", "statistic")},
         flat=True,

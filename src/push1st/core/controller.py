@@ -1,14 +1,15 @@
 """Requests and messages between the workers that share a broker.
 
-A worker can request two values from all workers: the list of sessions on a channel, and the number of connections that a message
-would reach. A component of a worker can also register a handler for requests and messages that other workers send to a topic.
+A worker can request three values from all workers: the number of an app's connections, the list of sessions on a channel, and how
+many connections a message would reach. A component of a worker can also register a handler for requests and messages
+that other workers send to a topic.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from push1st.brokers import Broker
+from push1st.brokers import ALL_WORKERS, Broker
 from push1st.core.app import App
 from push1st.eager import resolve, spawn
 from push1st.errors import Refused
@@ -16,6 +17,8 @@ from push1st.messages import API, NODE_MESSAGE, Message, Options
 
 SESSIONS = b"sessions"
 """the request for the list of sessions on a channel"""
+CONNECTIONS = b"connections "
+"""the beginning of a request for the number of an app's connections; the app's id follows"""
 REACH = b"reach"
 """the beginning of a request for the number of connections that a message would reach; the encoded message follows"""
 
@@ -88,6 +91,11 @@ class Controller:
         replies = await self._broker.request(app.config.id, channel, SESSIONS)
         return [one for reply in replies for one in _listed.decode(reply)]
 
+    async def connections(self, app: App) -> int:
+        """Returns the number of an app's connections, on all workers that reply in time. Raises Refused(503)."""
+        replies = await self._broker.request("", ALL_WORKERS, CONNECTIONS + app.config.id.encode())
+        return sum(map(int, filter(None, replies)))  # a worker of an older version replies with b""
+
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
         """Returns the number of subscribers that a message with these options would reach, on all workers that reply in time."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
@@ -95,7 +103,15 @@ class Controller:
         return sum(map(int, replies))
 
     def reply(self, app: str, channel: str, request: bytes) -> bytes:
-        """Returns this worker's reply to a request about a channel or topic of an app; b"" if the worker has no reply."""
+        """Returns this worker's reply to a request about a channel or topic of an app; b"" if the worker has no reply.
+
+        A request to all workers has the app "".
+        """
+        if not app:
+            if not request.startswith(CONNECTIONS):
+                return b""
+            live = self._live.get(request.removeprefix(CONNECTIONS).decode())
+            return b"0" if live is None else b"%d" % len(live.tenant.sessions)
         live = self._live.get(app)
         topic = self._topics.get((app, channel))
         if topic is not None:

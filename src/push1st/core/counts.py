@@ -22,8 +22,8 @@ LARGE_CHANNEL = 100
 COUNT_SECONDS = 5
 """the seconds between two counts of a large channel; other channels get a count every second (Pusher protocol, section 3)"""
 MAX_COUNTED = 1000
-"""after this number of deliveries between two ticks, further counts wait for the next tick. Each time a tick itself has
-made this number of deliveries, the tick pauses, so that other tasks of the event loop run."""
+"""after this number of deliveries between two ticks, further counts wait for the next tick. A tick pauses each time
+after it has made this number of deliveries, so that other tasks of the event loop run."""
 
 
 class Counts:

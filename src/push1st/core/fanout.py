@@ -19,14 +19,13 @@ The rules of the fan-out (invariants 2 to 5), and the functions that keep these 
   full, the transport ends its connection in the next turn. So no write removes a subscriber during a loop over subscribers.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Protocol
 
 from push1st.clock import Clock
-from push1st.core.hub import Lane, Slice, Subscriber, Tenant, Write
+from push1st.core.hub import Frame, Lane, Slice, Subscriber, Tenant, Wire, Write
 from push1st.messages import Message
-from push1st.metrics import Metrics
 
 SLICE_WRITES = 2048
 """the maximum number of writes in one loop turn (about 15 ms of work); further writes wait for the next turn"""
@@ -80,7 +79,6 @@ class Fanout:
         "_ended",
         "_failed",
         "_lanes",
-        "_metrics",
         "_monotonic",
         "_scheduled",
         "_timer",
@@ -90,15 +88,14 @@ class Fanout:
         "call_soon",
     )
 
-    def __init__(self, turns: Turns, clock: Clock, metrics: Metrics, failed: Callable[[], None]) -> None:
+    def __init__(self, turns: Turns, clock: Clock, failed: Callable[[], None]) -> None:
         self._failed = failed
         self.call_soon = turns.call_soon
-        self.after_flush: Callable[[], None] | None = None
-        """a function that is called once, after the next flush after which no frame is pending; None if no function waits"""
+        self.after_flush: list[Callable[[], None]] = []
+        """functions that are called once, after the next flush after which no frame is pending"""
         self.call_later = turns.call_later
         self._clock = clock.wall
         self._monotonic = clock.monotonic
-        self._metrics = metrics
         self._lanes: dict[Lane, None] = {}
         self._direct: dict[Subscriber, DirectFrames] = {}
         self._scheduled = False
@@ -113,10 +110,14 @@ class Fanout:
     def receive(self, tenant: Tenant, message: Message) -> int:
         """Queues a message for its channel's subscribers on this worker; returns the number of these subscribers."""
         channel = tenant.channels.get(message.channel)
-        if channel is None:
+        if tenant.filters is not None:
+            receivers = tenant.receivers(message)
+        elif channel is not None:
+            receivers = channel.lanes
+        else:
             return 0
         if message.delivery != "broadcast":
-            return self._receive_targeted(tenant, message)
+            return self._receive_targeted(tenant, message, receivers)
         count = 0
         excluded = also = None
         if message.exclude:
@@ -125,7 +126,7 @@ class Fanout:
                 also = tenant.sessions.get(message.target)
         now = self._clock()
         lanes = self._lanes
-        for lane in channel.lanes:
+        for lane in receivers:
             size = len(lane.writes)
             if not size:
                 continue
@@ -153,27 +154,29 @@ class Fanout:
             self._timer.cancel()
             self._timer = None
             self._schedule()
-        self._metrics.messages_out += count
+        tenant.counts.messages_out += count
         return count
 
-    def _receive_targeted(self, tenant: Tenant, message: Message) -> int:
+    def _receive_targeted(self, tenant: Tenant, message: Message, receivers: Sequence[Lane]) -> int:
         count = 0
         now = self._clock()
-        frames: dict[Lane, bytes] = {}
+        frames: dict[Lane, Frame] = {}
         for target in tenant.targets(message):
-            lane = tenant.channels[message.channel].lane(target.wire)
-            if lane is None or target not in lane.writes or target.id == message.exclude:
+            if target.id == message.exclude:
                 continue
-            if lane not in frames:
-                frames[lane] = lane.wire.message(message, now)
-            if target not in lane.overrides:
-                lane.overrides[target] = lane.frames.copy()
-            lane.overrides[target].append(frames[lane])
-            lane.size += len(frames[lane])
-            count += 1
-            self._due(lane)
+            for lane in receivers:
+                if target not in lane.writes:
+                    continue
+                if lane not in frames:
+                    frames[lane] = lane.wire.message(message, now)
+                if target not in lane.overrides:
+                    lane.overrides[target] = lane.frames.copy()
+                lane.overrides[target].append(frames[lane])
+                lane.size += len(frames[lane])
+                count += 1
+                self._due(lane)
         self._due_deliveries += count
-        self._metrics.messages_out += count
+        tenant.counts.messages_out += count
         return count
 
     def _due(self, lane: Lane) -> None:
@@ -191,9 +194,12 @@ class Fanout:
             self._scheduled = True
             self.call_soon(self.turn)
 
-    def direct(self, subscriber: Subscriber, frame: bytes) -> None:
-        """Queues a frame for one connection, after all pending frames of the channels to which the connection is subscribed."""
-        if self._lanes:
+    def direct(self, subscriber: Subscriber, frame: bytes, is_ahead: bool = False) -> None:
+        """Queues a frame for one connection, after all pending frames of the channels to which the connection is subscribed.
+
+        `is_ahead`: whether the frame is queued before the frames that are pending in lanes instead.
+        """
+        if self._lanes and not is_ahead:
             self.flush_subscriber(subscriber)
         direct = self._direct.get(subscriber)
         if direct is None:
@@ -232,12 +238,26 @@ class Fanout:
                 self._flush_direct()
                 self._flush_lane(lane)
 
-    def subscribe(self, tenant: Tenant, subscriber: Subscriber, name: str) -> Lane:
-        """Writes a channel's pending frames to its current subscribers; then adds a subscriber. Returns the subscriber's lane."""
+    def subscribe(
+        self, tenant: Tenant, subscriber: Subscriber, name: str, wire: Wire | None = None, deliver: Write | None = None
+    ) -> Lane:
+        """Writes a channel's pending frames to its current subscribers; then adds a subscriber. Returns the subscriber's lane.
+
+        `wire`, `deliver`: see `Tenant.subscribe`.
+        """
         channel = tenant.channels.get(name)
         if channel is not None:
             self.flush_lanes(channel.lanes)
-        return tenant.subscribe(subscriber, name)
+        return tenant.subscribe(subscriber, name, wire, deliver)
+
+    def move(self, tenant: Tenant, subscriber: Subscriber, name: str, wire: Wire, deliver: Write | None = None) -> Lane:
+        """Moves a subscriber of a channel to another wire: later messages have the frames of this wire. Returns the new lane.
+
+        `deliver`: see `Tenant.subscribe`.
+        """
+        self.flush_lanes(tenant.channels[name].lanes)
+        self.flush_subscriber(subscriber)
+        return tenant.move(subscriber, name, wire, deliver)
 
     def forget(self, subscriber: Subscriber, lanes: Iterable[Lane]) -> None:
         """Drops the pending frames of a connection that has ended. `lanes`: the lanes of the connection's subscriptions."""
@@ -279,6 +299,8 @@ class Fanout:
             self._flush_direct()
         lanes = self._lanes
         if not lanes:
+            if self.after_flush:
+                self._call_waiting()
             return
         self._delivered, self._due_deliveries = self._due_deliveries, 0
         budget = SLICE_WRITES
@@ -288,11 +310,11 @@ class Fanout:
             frames = lane.frames
             if frames and not lane.slices and not lane.overrides and len(writes) <= budget:
                 # The common case: every subscriber of the lane gets the same buffer in this turn.
-                buffer = frames[0] if len(frames) == 1 else b"".join(frames)
+                buffer = frames[0] if len(frames) == 1 else lane.join(frames)
                 lane.frames, lane.size = [], 0
                 del lanes[lane]
                 budget -= len(writes)
-                self._metrics.bytes_out += len(buffer) * len(writes)
+                lane.counts.bytes_out += len(buffer) * len(writes)
                 rest = iter(writes.values())
                 try:
                     for write in rest:
@@ -319,8 +341,12 @@ class Fanout:
         if lanes and not self._scheduled:
             self._scheduled = True
             self.call_soon(self.flush)
-        elif self.after_flush is not None and not lanes:
-            run, self.after_flush = self.after_flush, None
+        elif self.after_flush and not lanes:
+            self._call_waiting()
+
+    def _call_waiting(self) -> None:
+        waiting, self.after_flush = self.after_flush, []
+        for run in waiting:
             run()
 
     def _write(self, writes: Iterable[Write], buffer: bytes) -> None:
@@ -352,17 +378,17 @@ class Fanout:
         if self._direct:
             queued = self._direct
             self._direct = {}
-            for direct in queued.values():
+            for subscriber, direct in queued.items():
                 frames = direct.frames
                 buffer = frames[0] if len(frames) == 1 else b"".join(frames)
-                self._metrics.bytes_out += len(buffer)
+                subscriber.app.counts.bytes_out += len(buffer)
                 self._write((direct.write,), buffer)
 
     def _flush_direct_to(self, subscriber: Subscriber) -> None:
         direct = self._direct.pop(subscriber, None)
         if direct is not None:
             buffer = b"".join(direct.frames)
-            self._metrics.bytes_out += len(buffer)
+            subscriber.app.counts.bytes_out += len(buffer)
             self._write((direct.write,), buffer)
 
     def _flush_lane(self, lane: Lane) -> None:
@@ -371,20 +397,20 @@ class Fanout:
         if not frames and not overrides:
             return
         lane.frames, lane.overrides, lane.size = [], {}, 0
-        metrics = self._metrics
+        counts = lane.counts
         for subscriber, own in overrides.items():
             if own:
-                buffer = b"".join(own)
+                buffer = lane.join(own)
                 for part in lane.slices:
                     late = part.remaining.pop(subscriber, None)
                     if late is not None:
                         self._write((late,), part.buffer)
-                metrics.bytes_out += len(buffer)
+                counts.bytes_out += len(buffer)
                 self._write((writes[subscriber],), buffer)
         if not frames:
             return
-        buffer = frames[0] if len(frames) == 1 else b"".join(frames)
-        metrics.bytes_out += len(buffer) * (len(writes) - len(overrides))
+        buffer = frames[0] if len(frames) == 1 else lane.join(frames)
+        counts.bytes_out += len(buffer) * (len(writes) - len(overrides))
         if len(writes) > SLICE_WRITES or lane.slices:
             remaining = {s: write for s, write in writes.items() if s not in overrides} if overrides else writes.copy()
             lane.slices.append(Slice(buffer, remaining))

@@ -4,31 +4,49 @@ The order of the steps in each method keeps invariants 1 and 2. No method awaits
 channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
 connected. If the connection has ended, the method undoes its own changes.
 
-Parts of the node are in separate modules: `topics`, `counts`, `reports`, `signins` and `controller`.
+Parts of the node are in separate modules: `topics`, `wildcards`, `counts`, `reports`, `signins` and `controller`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Protocol
 
 import msgspec
 
 from push1st.apps import Apps
-from push1st.brokers import Broker, CachedEvent, History, HookEvents, Joined, Occupancy, Quotas, Roster, Users
+from push1st.brokers import (
+    Broker,
+    CachedEvent,
+    History,
+    HookEvents,
+    Joined,
+    NodeFilters,
+    NodeGroups,
+    Occupancy,
+    Quotas,
+    Roster,
+    Users,
+)
 from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
+from push1st.brokers.retained import Retain, Retained
+from push1st.brokers.sessions import Sessions
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
 from push1st.core.app import App, Client
 from push1st.core.controller import Controller
 from push1st.core.counts import Counts
+from push1st.core.ending import EndQueue, end_unverified
 from push1st.core.fanout import Fanout
-from push1st.core.hub import Lane, Subscription
+from push1st.core.flush_delay import FlushDelay
+from push1st.core.hub import Lane, Subscription, Wire, Write
 from push1st.core.pages import PageRegistry
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
 from push1st.core.topics import ClientTopics
-from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly
+from push1st.core.wildcards import Wildcards
+from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly, spawn
 from push1st.errors import Disconnect, LimitReached, Refused
 from push1st.hooks import Hooks
 from push1st.messages import (
@@ -41,6 +59,8 @@ from push1st.messages import (
     KeptMessage,
     Member,
     Message,
+    MqttFields,
+    MqttMessage,
     Options,
     Published,
     Replayed,
@@ -59,10 +79,12 @@ class SessionState(msgspec.Struct, frozen=True):
     """The subscriptions and the user of a session that has ended.
 
     `subscriptions`: the session's subscriptions by channel name. `topics`: the lanes of the user's topics, by topic name.
+    `filters`: the lanes of the session's filters with wildcards, by filter.
     """
 
     subscriptions: dict[str, Subscription]
     topics: dict[str, Lane]
+    filters: dict[str, Lane]
     user: SignedInUser | None
 
 
@@ -72,7 +94,7 @@ class Siblings(Protocol):
     number: int
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        """Returns a pair for each worker that replies in time: the worker's number, and the result of `api.server.snapshot`."""
+        """Returns a pair for each worker that replies in time: the worker's number, and the result of `api.metrics.snapshot`."""
 
     async def hooks(self, app: str) -> Sequence[bytes]:
         """Returns the result of `api.hooks.states` for an app, from each worker that replies in time."""
@@ -90,6 +112,7 @@ class Node:
     ) -> None:
         self.apps = apps
         self.fanout = fanout
+        self.flush_delay = FlushDelay(fanout, clock.monotonic, metrics.flush_delay)
         self.metrics = metrics
         self.refusals = Refusals()
         self.clock = clock
@@ -98,26 +121,37 @@ class Node:
         self.replaced = False
         """whether another worker has taken over this worker's listening sockets; from then on, this worker gets no new clients"""
         self.siblings: Siblings | None = None
+        self.status: Callable[[], Awaitable[bytes]] | None = None
+        """a function that returns the state of the server as JSON; None until the worker listens"""
         self.max_replay_bytes = 262_144
         """the maximum number of bytes of kept messages that a new subscriber of a channel receives (`ReplayRequest.max_bytes`)"""
+        self.max_metric_apps = 200
+        """the maximum number of apps with metrics of their own; further apps share the label `other`"""
         self._random = random
         self.worker = worker
         self._last_id = 0
-        self._live: dict[str, App] = {}
+        self.used: dict[str, App] = {}
+        """the apps that have been used since the start of this worker, by id; removed apps are missing"""
+        self.ending = EndQueue()
         self.on_configured: list[Callable[[AppConfig], object]] = []
         """functions that are called with each changed configuration of an app and update values derived from the configuration"""
         self.local_roster = LocalRoster()
         self.topics = ClientTopics()
-        self.controller = Controller(self._live, self.stamp)
+        self.wildcards = Wildcards(fanout, self.used)
+        self.controller = Controller(self.used, self.stamp)
         self.counts = Counts(clock, self.stamp)
         self.reports = Reports(clock)
-        self.signins = SignIns(self.topics, fanout, clock, metrics)
+        self.signins = SignIns(self.topics, fanout, clock)
         self.pages = PageRegistry(fanout, self.controller, clock, metrics, self.new_id)
         self._broker: Broker
         self._roster: Roster
         self._quotas: Quotas
         self.hooks: Hooks
         self.history: History
+        self.retained: Retained
+        self.sessions: Sessions | None = None
+        self.filters: NodeFilters | None = None
+        self.groups: NodeGroups | None = None
 
     async def open(
         self, broker: Broker, roster: Roster, users: Users, quotas: Quotas, hook_events: HookEvents, hooks: Hooks
@@ -125,6 +159,11 @@ class Node:
         """Connects to the broker. Publishing and subscribing are possible only after this call. Raises Refused(503)."""
         self._broker, self._roster, self._quotas, self.hooks = broker, roster, quotas, hooks
         self.history = broker.history
+        self.retained = broker.retained
+        self.sessions = broker.sessions
+        self.filters = broker.filters
+        self.groups = broker.groups
+        self.wildcards.open(self.filters)
         self.topics.open(broker)
         self.controller.open(broker)
         self.counts.open(broker, roster, hook_events)
@@ -140,9 +179,9 @@ class Node:
 
     def app(self, config: AppConfig) -> App:
         """Returns the app for a configuration, and creates the app on its first use."""
-        app = self._live.get(config.id)
+        app = self.used.get(config.id)
         if app is None:
-            app = self._live[config.id] = App(config, self.clock.monotonic())
+            app = self.used[config.id] = App(config, self.clock.monotonic(), self.metrics.of(config.id))
         return app
 
     def configure(self, config: AppConfig) -> None:
@@ -150,16 +189,18 @@ class Node:
 
         The app keeps its id, and the app's clients stay connected.
         """
-        app = self._live.get(config.id)
+        app = self.used.get(config.id)
         if app is not None:
-            app.configure(config, self.clock.monotonic())
-        self.refusals.mask(config.secret)
+            leaving = app.configure(config, self.clock.monotonic())
+            if leaving:
+                spawn(end_unverified(self.ending, app, leaving, self.metrics))
+        self.refusals.mask(*config.secrets)
         for apply in self.on_configured:
             apply(config)
 
     def live(self) -> Sequence[App]:
         """Returns the apps that have been used since the start of this worker."""
-        return tuple(self._live.values())
+        return tuple(self.used.values())
 
     def new_id(self, prefix: str = "") -> str:
         """Returns a new session id: `NUMBER.NUMBER`, or `PREFIX.NUMBER.NUMBER` (Push1st API, section 7)."""
@@ -167,28 +208,41 @@ class Node:
         number = f"{bits >> 32}.{bits & 0xFFFFFFFF}"
         return f"{prefix}.{number}" if prefix else number
 
-    def connect(self, app: App, client: Client) -> Suspended[bool] | None:
+    def connect(self, app: App, client: Client, is_counted: bool = True) -> Suspended[bool] | None:
         """Registers a session. Raises Disconnect(4004) if the app has reached its limit of connections.
+
+        `is_counted`: whether the connection counts from now on; otherwise the caller calls `admit` later.
 
         Starts a request to the broker to count the connection, if the app needs the count. If the broker has not replied yet,
         returns the unfinished request, which the caller passes to `admit` or `withdraw`. Otherwise returns None.
         """
         most = app.config.limits.connections
         admission = None
-        if app.counts_connections:
+        if app.counts_connections and not is_counted:
+            app.uncounted.add(client)
+        elif app.counts_connections:
             admitted = run_eagerly(self._quotas.connect(app.config.id, most))
             if isinstance(admitted, Suspended):
                 admission = admitted
                 app.uncounted.add(client)
             elif not admitted:
-                raise _over_quota(most)
+                raise _over_quota(app, most)
         app.tenant.connect(client, client.prefix)
+        if app.secret_use is not None and client.claims is not None:
+            app.secret_use.add(client, client.claims.place)
         return admission
 
-    async def admit(self, app: App, client: Client, admission: Suspended[bool]) -> None:
-        """Waits until the broker has counted or rejected a connection. Raises Disconnect(4004)."""
-        if not await admission:
-            raise _over_quota(app.config.limits.connections)
+    async def admit(self, app: App, client: Client, admission: Suspended[bool] | None = None, replaces: bool = False) -> None:
+        """Waits until the broker has counted or rejected a connection. Raises Disconnect(4004).
+
+        `admission`: the request that `connect` has returned; None for a connection that `connect` has not counted.
+        `replaces`: whether another connection has ended so that this one takes its place. Then the limit does not apply.
+        """
+        if admission is None and client not in app.uncounted:
+            return
+        most = 0 if replaces else app.config.limits.connections
+        if not await (admission or self._quotas.connect(app.config.id, most)):
+            raise _over_quota(app, most)
         if client.closed:  # the connection ended before the broker counted it
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
@@ -209,11 +263,21 @@ class Node:
         Pending frames of the session's channels are dropped for this session, and stay pending for other subscribers.
         """
         tenant, id = app.tenant, app.config.id
-        self.fanout.forget(client, (*(one.lane for one in left.subscriptions.values()), *left.topics.values()))
+        lanes = chain((one.lane for one in left.subscriptions.values()), left.topics.values(), left.filters.values())
+        self.fanout.forget(client, lanes)
         tenant.disconnect(client, client.prefix)
+        if app.secret_use is not None:
+            app.secret_use.discard(client)
         held = self.signins.drop_held(app, client)
-        for name in (*left.subscriptions, *left.topics):
+        for name in left.subscriptions:
+            channel = tenant.channels.get(name)
+            if channel is not None:
+                app.counts.unsubscribes[channel.kind.type] += 1
+                tenant.unsubscribe(client, name)
+        for name in left.topics:
             tenant.unsubscribe(client, name)
+        if left.filters:
+            self.wildcards.end(app, client, left.filters)
         if client in app.uncounted:
             app.uncounted.discard(client)
         elif app.counts_connections:
@@ -232,11 +296,19 @@ class Node:
     # Channels
 
     async def subscribe(
-        self, app: App, client: Client, name: str, member: Member | None, request: ReplayRequest | None = None
+        self,
+        app: App,
+        client: Client,
+        name: str,
+        member: Member | None,
+        request: ReplayRequest | None = None,
+        wire: Wire | None = None,
+        deliver: Write | None = None,
     ) -> tuple[Subscription, Joined]:
         """Subscribes a client to a channel; returns the subscription, and the channel's state at that time. Raises Refused.
 
         `request`: the part of the channel's history that the client requests; None if the channel keeps no history.
+        `wire`, `deliver`: see `Tenant.subscribe`.
         """
         id = app.config.id
         self.topics.want(app, name)
@@ -247,7 +319,8 @@ class Node:
             if client.closed:
                 await self._roster.leave(id, name, client.id, _user_id(member))
                 raise LimitReached(403, "the connection is closed")
-            lane = self.fanout.subscribe(app.tenant, client, name)
+            lane = self.fanout.subscribe(app.tenant, client, name, wire, deliver)
+            app.counts.subscribes[app.tenant.channels[name].kind.type] += 1
             if joined.replay is not None:
                 app.tenant.channels[name].begin_at(joined.replay.position)
             if "joined" in app.hook_kinds:
@@ -269,6 +342,7 @@ class Node:
         """Ends a subscription after the client's pending frames are written. `subscriptions`: all subscriptions of the client."""
         channel = app.tenant.channels.get(name)
         if channel is not None:
+            app.counts.unsubscribes[channel.kind.type] += 1
             self.fanout.flush_lanes(channel.lanes)
         self.fanout.flush_subscriber(client)
         member = subscriptions.pop(name).member
@@ -297,8 +371,9 @@ class Node:
     async def tick(self) -> None:
         """Sends the subscription counts that are due, and the held frames that are due. Called once a second."""
         now = self.clock.monotonic()
-        for app in self._live.values():
+        for app in self.used.values():
             self.signins.tick(app, now)
+        self.flush_delay.tick()
         self.pages.tick()
         self.history.tick()
         await self.counts.tick()
@@ -349,10 +424,14 @@ class Node:
         user_id: str | None = None,
         headers: bytes = b"",
         key: str = "",
+        mqtt: MqttFields | None = None,
+        retain: Retain | None = None,
     ) -> MaybeAwaitable[Published]:
-        """Sends an event to a channel's subscribers, and to the channel's history. Raises Refused(503).
+        """Sends an event to a channel's subscribers, and to the channel's history. Raises Refused(503) and LimitReached.
 
         `key`: an idempotency key, or "" (`Broker.publish`).
+        `mqtt`: the fields that only MQTT clients use; None if no MQTT client publishes the event.
+        `retain`: see `Broker.publish`.
         """
         id, now = stamp
         target = options.session
@@ -364,7 +443,13 @@ class Node:
                 kept = KeptMessage(
                     name, channel, event, data, id, now, sender, exclude, "broadcast", target, user_id, headers, expires
                 )
-                return self._broker.publish(kept, section, key)
+                kept.mqtt = mqtt
+                return self._broker.publish(kept, section, key, retain)
+        if mqtt is not None:
+            sent = MqttMessage(
+                app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers, mqtt
+            )
+            return self._broker.publish(sent, None, key, retain)
         message = Message(
             app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers
         )
@@ -375,7 +460,7 @@ class Node:
 
         The broker also passes messages that this worker itself has published.
         """
-        app = self._live.get(message.app)
+        app = self.used.get(message.app)
         if app is None:
             return 0
         if message.event == TERMINATE:
@@ -394,7 +479,8 @@ class Node:
         return count
 
 
-def _over_quota(most: int) -> Disconnect:
+def _over_quota(app: App, most: int) -> Disconnect:
+    app.counts.refusals += 1
     return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
 

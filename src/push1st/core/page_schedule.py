@@ -120,7 +120,8 @@ class PageSchedule:
         self._continues = False
         due = self._due
         if due and self._fanout.has_lanes and self._monotonic() - self._waits_since < HOLD_SECONDS:
-            self._fanout.after_flush = self._check
+            if self._check not in self._fanout.after_flush:
+                self._fanout.after_flush.append(self._check)
             return
         for _ in range(min(MAX_CHECKS, len(due))):
             page = due.popleft()

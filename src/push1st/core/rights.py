@@ -57,11 +57,13 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
     """A signed-in user whose signature is valid.
 
     `user_data`: JSON signed by the backend, with the user's id as a JSON string. `is_cut`: whether the watchlist was shortened.
+    `place`: the place of the secret that signed `user_data` (see `auth`).
     """
 
     user: SignedInUser
     user_data: str
     is_cut: bool
+    place: int
 
 
 _user_data = msgspec.json.Decoder(UserData)
@@ -69,8 +71,12 @@ _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _channel_data = msgspec.json.Decoder(ChannelData)
 
 
-def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decides: Callable[[str], object] | None) -> Kind:
+def to_subscribe(
+    client: Claimant, config: AppConfig, command: Subscribe, decides: Callable[[str], object] | None
+) -> tuple[Kind, int | None]:
     """Returns the kind of a channel if a client may subscribe to the channel. Otherwise raises Refused.
+
+    Also returns the place of the secret that signed the subscription (see `auth`); None if the channel needs no signature.
 
     `decides`: a function that returns whether the app's backend decides about subscriptions to a channel; then the client needs
     no signature and no token. If `decides` is None, the backend makes no such decisions.
@@ -78,22 +84,60 @@ def to_subscribe(client: Claimant, config: AppConfig, command: Subscribe, decide
     name = command.channel
     if name.startswith("#"):
         if client.user is not None and name == user_channel(client.user.id):
-            return PUBLIC
+            return PUBLIC, None
         raise Refused(403, "channel names that begin with # are reserved")
     error = pusher_name_error(name, config.limits.channel_name) if client.push is None else wide_name_error(name)
     if error:
         raise Refused(400, error)
-    kind = kind_of(name)
-    if not covers(config.channels, kind):
-        raise Refused(403, f"this app has no {kind.type} channels")
-    if not kind.needs_auth or (decides is not None and decides(name)):
-        return kind
     if client.push is not None:
-        if client.claims is None or not client.claims.allows(name):
-            raise Refused(401, f"no access token that allows {name}")
-    elif not auth.check_channel(config.key, config.secret, client.id, name, command.auth, command.channel_data):
+        return to_read(client.claims, config, name, decides), None
+    kind = _kind(config, name)
+    if not kind.needs_auth or (decides is not None and decides(name)):
+        return kind, None
+    place = auth.check_channel(config.key, config.secrets, client.id, name, command.auth, command.channel_data)
+    if place is None:
         signed = f"{client.id}:{name}:channel_data" if command.channel_data else f"{client.id}:{name}"
         raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
+    return kind, place
+
+
+def to_subscribe_topic(client: Claimant, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> Kind:
+    """Returns the kind of a topic's channel if an MQTT client may subscribe to the topic. Otherwise raises Refused.
+
+    `decides`: see `to_subscribe`.
+    """
+    if not channel.startswith("#"):
+        return to_read(client.claims, config, channel, decides)
+    if client.user is not None and channel == user_channel(client.user.id):
+        return PUBLIC
+    raise Refused(403, "the topic belongs to another user")
+
+
+def to_read(claims: auth.Claims | None, config: AppConfig, channel: str, decides: Callable[[str], object] | None) -> Kind:
+    """Returns the kind of a channel if a token or the app's backend lets a client read the channel. Otherwise raises Refused.
+
+    `claims`: the rights in the client's access token, or None. `decides`: see `to_subscribe`.
+    """
+    kind = _kind(config, channel)
+    if kind.needs_auth and not (decides is not None and decides(channel)) and (claims is None or not claims.allows(channel)):
+        raise Refused(401, f"no access token that allows {channel}")
+    return kind
+
+
+def may_grant(config: AppConfig, filter: str) -> bool:
+    """Returns whether the app's backend may permit all channels that match a filter with wildcards.
+
+    The backend may permit a filter whose first level has no wildcard, and a prefix such as `private-`. So all channels that match
+    the filter have this prefix, and none of them is public. `filter`: its levels are separated by dots.
+    """
+    kind = kind_of(filter)
+    return kind.needs_auth and covers(config.channels, kind)
+
+
+def _kind(config: AppConfig, channel: str) -> Kind:
+    kind = kind_of(channel)
+    if not covers(config.channels, kind):
+        raise Refused(403, f"this app has no {kind.type} channels")
     return kind
 
 
@@ -155,9 +199,27 @@ def to_publish(client: Claimant, config: AppConfig, command: Publish, is_subscri
         raise Refused(413, f"data has {size} bytes, the limit is {limits.payload}")
 
 
+def to_publish_topic(
+    claims: auth.Claims | None, push: frozenset[str], config: AppConfig, channel: str, decides: Callable[[str], object] | None
+) -> None:
+    """Raises Refused if an MQTT client may not publish to a topic's channel. The client need not be subscribed.
+
+    `claims`: the rights in the client's access token, or None. `push`: the types of channels to which the client may publish.
+    `decides`: a function that returns whether the app's backend decides about events on a channel; None: about no events.
+    """
+    if channel.startswith("#"):
+        raise Refused(403, "only the API publishes to users")
+    kind = to_read(claims, config, channel, decides)
+    if not covers(push, kind):
+        raise Refused(403, f"publishing to {kind.type} channels is not allowed here")
+    if kind.encrypted:
+        raise Refused(403, "the server cannot encrypt events for encrypted channels")
+
+
 def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity:
     """Returns the identity of a client that signs in (Pusher protocol, section 5). Raises Refused."""
-    if not auth.check_user(config.key, config.secret, client.id, command.user_data, command.auth):
+    place = auth.check_user(config.key, config.secrets, client.id, command.user_data, command.auth)
+    if place is None:
         signed = f"{client.id}::user::user_data"
         raise Refused(401, f"Invalid signature: auth must be the app key, a colon and the HMAC SHA256 in hex of {signed}")
     try:
@@ -172,7 +234,7 @@ def to_sign_in(client: Claimant, config: AppConfig, command: SignIn) -> Identity
     wanted = list(dict.fromkeys(map(str, data.watchlist or ())))
     watchlist = tuple(one for one in wanted[:MAX_WATCHLIST] if not user_id_error(one))
     user_data = command.user_data if isinstance(data.id, str) else _with_id(command.user_data, id)
-    return Identity(SignedInUser(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > MAX_WATCHLIST)
+    return Identity(SignedInUser(id, bytes(data.user_info).strip(), watchlist), user_data, len(wanted) > MAX_WATCHLIST, place)
 
 
 def _with_id(user_data: str, id: str) -> str:

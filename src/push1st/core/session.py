@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from push1st import auth
-from push1st.channels import user_id_error
 from push1st.core import decisions, resuming, rights
 from push1st.core.app import App, Outlet
 from push1st.core.hub import Lane, LanesOf, Subscription, Wire, Write
@@ -68,7 +67,7 @@ class Session:
     `push`: the types of channels to which a raw client may publish; None for a Pusher client.
     `lenient`: whether the client may subscribe to a presence channel, and receive the channel's events, without being a member.
     `resumption`: the way in which the client resumes its channels; None for a client that cannot resume.
-    `outbox`: the outbox of a session that outlives its connections; None for any other session.
+    `outbox`: the outbox of a session that outlives its connections; None for any other session. `is_counted`: see `Node.connect`.
     """
 
     __slots__ = (
@@ -82,6 +81,7 @@ class Session:
         "authorized",
         "claims",
         "closed",
+        "filters",
         "id",
         "ip",
         "lenient",
@@ -112,6 +112,7 @@ class Session:
         lenient: bool = False,
         outbox: Outbox[Any] | None = None,
         resumption: resuming.Resumption | None = None,
+        is_counted: bool = True,
     ) -> None:
         self.node = node
         self.app = app
@@ -128,17 +129,17 @@ class Session:
         self.subscriptions: dict[str, Subscription] = {}
         self.user: SignedInUser | None = None
         self.topics: dict[str, Lane] | None = None
+        self.filters: dict[str, Lane] | None = None
         self.authorized = False
-        """whether the client has signed in, or has subscribed to a channel that is not public"""
-        self.closed = False
-        self._busy = False
+        """whether the client has presented a valid sign-in, or has subscribed to a channel that is not public"""
+        self.closed = self._busy = False
         self._charged = 0.0
         self.waiting: deque[Command] | None = None
         """commands that are queued while an earlier command waits; None if no command was ever queued"""
         self._when_idle: Callable[[], None] | None = None
         self._events: Bucket | None = None
         self._refusals: Bucket | None = None
-        self._admission = node.connect(app, self)
+        self._admission = node.connect(app, self, is_counted)
 
     @property
     def prefix(self) -> str:
@@ -147,8 +148,9 @@ class Session:
 
     @property
     def lanes(self) -> Collection[Lane]:
-        mine = LanesOf(self.subscriptions)
-        return mine if self.topics is None else (*mine, *self.topics.values())
+        if not self.topics and not self.filters:
+            return LanesOf(self.subscriptions)
+        return LanesOf(self.subscriptions, (self.topics or {}, self.filters or {}))
 
     def disconnect(self, code: int, reason: str) -> None:
         self.outlet.close(code, reason)
@@ -192,8 +194,8 @@ class Session:
         if not self.closed:
             self.closed = True
             self.waiting = None
-            left = SessionState(self.subscriptions, self.topics or {}, self.user)
-            self.subscriptions, self.topics = {}, None
+            left = SessionState(self.subscriptions, self.topics or {}, self.filters or {}, self.user)
+            self.subscriptions, self.topics, self.filters = {}, None, None
             resuming.ended(self)
             spawn(self.node.disconnect(self.app, self, left))
             admission, self._admission = self._admission, None
@@ -208,7 +210,7 @@ class Session:
         """
         if commands:
             self.waiting = deque(commands)
-        if self._admission is None and "connect" not in self.app.backend_decides:
+        if self._admission is None and "connect" not in self.app.backend_decides and request.user is None:
             on_admitted()
             if self.waiting:
                 spawn(self._apply(self.waiting.popleft()))
@@ -221,8 +223,8 @@ class Session:
             if self._admission is not None:
                 admission, self._admission = self._admission, None
                 await self.node.admit(self.app, self, admission)
-            if "connect" in self.app.backend_decides and not self.closed:
-                await self._request_connect(request)
+            if not self.closed:
+                await self._identify(request)
             if not self.closed:
                 on_admitted()
         except Disconnect as end:
@@ -240,17 +242,14 @@ class Session:
         else:
             self._finish()
 
-    async def _request_connect(self, request: ClientRequest) -> None:
-        """Requests the backend's decision, and signs the client in if the decision contains a user. Raises Refused."""
-        decision = await decisions.connect(self.node.hooks, self.app, self, request)
-        if decision.refused is None and decision.user_id is not None and not self.closed:
-            if error := user_id_error(decision.user_id):
-                raise Refused(400, error)
-            user = SignedInUser(decision.user_id, decision.user_info)
+    async def _identify(self, request: ClientRequest) -> None:
+        """Signs the client in as the user in the backend's decision, or as the user of its request. Raises Refused."""
+        user = request.user
+        if "connect" in self.app.backend_decides:
+            user = await decisions.connect(self.node.hooks, self.app, self, request) or user
+        if user is not None and not self.closed:
             self.topics, _ = await self.node.signins.sign_in(self.app, self, user)
             self.user, self.authorized = user, True
-        if not self.closed and decision.refused is not None:
-            raise decision.refused
 
     # Commands
 
@@ -306,7 +305,7 @@ class Session:
         """
         metrics = self.node.metrics
         metrics.refusals[str(refused.code)] += 1
-        self._log("command refused", refused, failure.channel if failure is not None else None)
+        self._count("command refused", refused, failure.channel if failure is not None else None)
         if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
         # The client exceeds `MAX_REFUSALS`. The command gets no answer. Errors 429 (an event above the rate limit; Pusher
@@ -317,7 +316,8 @@ class Session:
             metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, "too many bad messages")
 
-    def _log(self, event: str, refused: Refused, channel: str | None) -> None:
+    def _count(self, event: str, refused: Refused, channel: str | None) -> None:
+        self.app.counts.refusals += 1
         where = {"channel": channel, "app": self.app.config.id, "socket_id": self.id, "ip": self.ip}
         self.node.refusals.log(event, refused.code, refused.text, **where)
 
@@ -397,7 +397,7 @@ class Session:
             return
         kind = "LimitReached" if isinstance(refused, LimitReached) else _KINDS.get(refused.code, "Forbidden")
         self.node.metrics.refusals[kind] += 1
-        self._log("subscription refused", refused, channel)
+        self._count("subscription refused", refused, channel)
         self.outlet.send(SubscriptionRefused(channel, kind, refused.text, refused.code))
         if self.push is not None and not self.subscriptions and not self.waiting:
             self.outlet.close(1008, "no channel to subscribe to: the app's backend allowed none")
@@ -405,7 +405,7 @@ class Session:
     async def _subscribe(self, command: Subscribe) -> bool:
         """Subscribes the client to a channel; returns whether this is a new subscription. Raises Refused."""
         name = command.channel
-        kind = rights.to_subscribe(self, self.app.config, command, self.app.backend_decides.get("subscribe"))
+        kind, place = rights.to_subscribe(self, self.app.config, command, self.app.backend_decides.get("subscribe"))
         is_decided = decisions.is_decided(self.app, name)
         decision = None
         if is_decided and name not in self.subscriptions:
@@ -419,7 +419,7 @@ class Session:
             else:
                 member = self.subscriptions[name].member
         if kind.needs_auth:
-            self.authorized = True
+            self.app.authorize(self, place)
         if name in self.subscriptions:
             members = None
             if kind.presence and self.push is None:
@@ -441,15 +441,15 @@ class Session:
     async def _sign_in(self, command: SignIn) -> None:
         """Signs the client in as a user (Pusher protocol, section 5). Raises Refused."""
         identity = rights.to_sign_in(self, self.app.config, command)
-        user = identity.user
-        channel = user_channel(user.id)
+        self.app.authorize(self, identity.place)
+        channel = user_channel((user := identity.user).id)
         if self.user is not None:
             if channel not in self.subscriptions:
                 await self.node.signins.hold(self.app, self, channel)
             self.outlet.send(SignedIn(identity.user_data))
             return
         topics, watched = await self.node.signins.sign_in(self.app, self, user, channel)
-        self.user, self.topics, self.authorized = user, topics, True
+        self.user, self.topics = user, topics
         self.outlet.send(SignedIn(identity.user_data))
         if user.watchlist:
             self.outlet.send(watched)
@@ -466,7 +466,7 @@ class Session:
         most = self.app.config.limits.client_events if self.push is None else MAX_PUBLISHES
         if most:
             now = self.node.clock.monotonic()
-            if self._events is None:
+            if self._events is None or self._events.rate != most:
                 self._events = Bucket(most, now)
             if not self._events.take(now):
                 if self.push is not None:
@@ -479,7 +479,7 @@ class Session:
             data = await decisions.publish(node.hooks, self.app, self, command, user_id)
             if channel not in self.subscriptions:
                 raise Refused(403, f"not subscribed to {channel[:200]}")
-        node.metrics.events_in[self.wire.name] += 1
+        self.app.counts.events_in[self.wire.name] += 1
         stamp = node.stamp()
         is_plain = command.delivery == "broadcast" and not command.target and not command.ttl
         published = node.publish(

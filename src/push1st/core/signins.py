@@ -15,20 +15,18 @@ from push1st.core.topics import ClientTopics
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
 from push1st.messages import SignedInUser, WatchlistStatus, session_topic, watch_topic
-from push1st.metrics import Metrics
 from push1st.positions import Position
 
 
 class SignIns:
     """Signs clients in and out, and holds events for clients that are about to subscribe."""
 
-    __slots__ = ("_clock", "_fanout", "_metrics", "_topics", "_users")
+    __slots__ = ("_clock", "_fanout", "_topics", "_users")
 
-    def __init__(self, topics: ClientTopics, fanout: Fanout, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, topics: ClientTopics, fanout: Fanout, clock: Clock) -> None:
         self._topics = topics
         self._fanout = fanout
         self._clock = clock
-        self._metrics = metrics
         self._users: Users
 
     def open(self, users: Users) -> None:
@@ -98,7 +96,7 @@ class SignIns:
         app.held.add(client, channel, self._clock.monotonic(), client.resumption is not None)
 
     def _send_held(self, client: Subscriber, frame: bytes) -> None:
-        self._metrics.messages_out += 1
+        client.app.counts.messages_out += 1
         self._fanout.direct(client, frame)
 
     def deliver_held(self, app: App, client: Client, replayed: Position | None = None) -> None:

@@ -108,6 +108,9 @@ class Hooks(Protocol):
     def queued(self) -> dict[str, int]:
         """Returns the number of queued events of each app."""
 
+    def oldest(self) -> dict[str, float]:
+        """Returns the age of the oldest queued event of each app, in seconds; 0 if no event is queued."""
+
 
 class Status(msgspec.Struct, frozen=True):
     """The state of an endpoint, as `GET /apps/{app}/hooks` shows it.

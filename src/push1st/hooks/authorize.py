@@ -14,11 +14,11 @@ import msgspec
 
 from push1st import logs
 from push1st.clock import Clock
-from push1st.config.model import AppConfig
+from push1st.config.model import QUESTIONS, AppConfig
 from push1st.eager import spawn
 from push1st.errors import Refused
 from push1st.hooks import Decision, HookTransport, NotDelivered, OpenTransport, Target, shown
-from push1st.hooks.events import Connecting, Question
+from push1st.hooks.events import MQTT_CODES, Connecting, Question
 from push1st.hooks.formats import matcher, target
 from push1st.jsontext import decode
 
@@ -102,17 +102,15 @@ class Authorizer:
 
     def configure(self, app: AppConfig) -> None:
         """Applies a configuration of an app. An endpoint whose configuration has not changed keeps its cached decisions."""
-        old = {key: endpoint for key, endpoint in self._endpoints.items() if key[0] == app.id}
-        known = {(endpoint.target, endpoint.cache): endpoint for endpoint in old.values()}
-        for key in old:
-            del self._endpoints[key]
+        old = [self._endpoints.pop((app.id, on)) for on in QUESTIONS if (app.id, on) in self._endpoints]
+        known = {(endpoint.target, endpoint.cache): endpoint for endpoint in old}
         used = set()
         for one in app.authorize:
             settings = target(app, one, self._folder, one.concurrency), one.cache
             endpoint = known.get(settings) or AuthorizeEndpoint(*settings)
             used.add(endpoint)
             self._endpoints.update({(app.id, on): endpoint for on in one.on})
-        for endpoint in {*old.values()} - used:
+        for endpoint in {*old} - used:
             if (transport := endpoint.transport) is not None:  # a request over this transport may still wait for a reply
                 later = asyncio.get_running_loop().call_later
                 self._retired[transport] = later(endpoint.target.timeout, self._retire, transport)
@@ -136,7 +134,7 @@ class Authorizer:
             del self._cached[key]
         try:
             reply = decode(_decoder, await self._request(endpoint, _encode(question)))
-            decision = _decision(on, reply)
+            decision = _decision(question, reply)
         except NotDelivered as exc:
             return self._undecided(endpoint, "failed" if exc.kind == "refused" else exc.kind, exc.text)
         except (msgspec.DecodeError, RecursionError) as exc:
@@ -194,10 +192,14 @@ def _key(question: Question) -> bytes:
     return hashlib.sha256(_encode(question)).digest()  # the key is a hash, because a request may contain a whole event
 
 
-def _decision(on: str, reply: AuthorizeReply) -> Decision:
+def _decision(question: Question, reply: AuthorizeReply) -> Decision:
     if not reply.allow:
+        on = str(question.__struct_config__.tag)
         code = reply.code or 0
-        allowed = 4000 <= code < 5000 if on == "connect" else 400 <= code < 600 or 4300 <= code < 5000
+        if isinstance(question, Connecting):
+            allowed = 4000 <= code < 5000 or (code in MQTT_CODES and question.protocol == "mqtt")
+        else:
+            allowed = 400 <= code < 600 or 4300 <= code < 5000 or code in MQTT_CODES
         code = code if allowed else CODES.get(on, CODE)
         if reply.text:
             return Decision(Refused(code, reply.text))

@@ -25,6 +25,7 @@ from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
 from push1st.messages import HookEvent, HookEventKind
+from push1st.metrics import Histogram
 
 log = logs.get("push1st.hooks")
 
@@ -62,7 +63,8 @@ class HookDispatcher:
 
     folder: the base folder of relative paths.
     random: a function that returns a random number with a given number of bits.
-    events, attempts, decisions: the counters of events, deliveries and decisions (`Metrics`).
+    events, attempts, decisions, seconds: the counters of events, deliveries and decisions, and the duration of deliveries
+    (`Metrics`).
     open_transport: the function that makes the transport of an endpoint.
     timings: the durations for loading and saving events.
     Raises OSError if the process cannot write to `config.folder`.
@@ -78,6 +80,7 @@ class HookDispatcher:
         events: Counter[str],
         attempts: Counter[str],
         decisions: Counter[str],
+        seconds: Histogram,
         open_transport: Callable[[Target], HookTransport] = open_transport,
         timings: SaveTimings = TIMINGS,
     ) -> None:
@@ -86,6 +89,7 @@ class HookDispatcher:
         self.open_transport = open_transport
         self.events = events
         self.attempts = attempts
+        self.seconds = seconds
         self._config = config
         self._timings = timings
         self._folder = folder
@@ -107,8 +111,8 @@ class HookDispatcher:
     def configure(self, app: AppConfig) -> None:
         """Applies a changed configuration of an app.
 
-        An endpoint keeps its queue if its URL and settings have not changed. A removed or changed endpoint gets no further
-        events, and sends its queued events with its previous settings.
+        An endpoint keeps its queue if its URL and settings have not changed; a changed secret signs from the next attempt on. A
+        removed or changed endpoint gets no further events, and sends its queued events with its previous settings.
         """
         self._authorizer.configure(app)
         self._configure(app)
@@ -117,16 +121,17 @@ class HookDispatcher:
         known: dict[tuple[object, ...], list[HookEndpoint]] = {}  # a list, because several endpoints may have equal settings
         for endpoint in self._endpoints.pop(app.id, ()):
             known.setdefault(_settings(endpoint.wanted), []).append(endpoint)
-        self._kinds.pop(app.id, None)
+        before = self._kinds.pop(app.id, frozenset())
         if app.enable:
             found = []
             for one in wanted(app, self._folder):
                 same = known.get(_settings(one))
                 endpoint = same.pop(0) if same else HookEndpoint(one, self, self._config.events, self._config.bytes)
-                endpoint.wanted = one
+                endpoint.configure(one)
                 found.append(endpoint)
             self._endpoints[app.id], self._kinds[app.id] = tuple(found), kinds(app)
-        self._debounce.forget(app.id, self._kinds.get(app.id, frozenset()))
+        if before - (now := self._kinds.get(app.id, frozenset())):
+            self._debounce.forget(app.id, now)
         for endpoint in chain.from_iterable(known.values()):
             self._retired[endpoint] = asyncio.get_running_loop().create_task(self._retire(endpoint))
         for url in (*(one.wanted.target.url for one in self._endpoints.get(app.id, ())), *(one.url for one in app.authorize)):
@@ -239,6 +244,17 @@ class HookDispatcher:
             queued[app] = queued.get(app, 0) + one.queue.events
         return queued
 
+    def oldest(self) -> dict[str, float]:
+        """Returns the age of the oldest queued event of each app, in seconds; 0 if no event is queued."""
+        now = self.clock.monotonic()
+        ages = {app: 0.0 for app, endpoints in self._endpoints.items() if endpoints}
+        for one in self._all():
+            since = one.queue.oldest
+            if since is not None:
+                app = one.wanted.target.app
+                ages[app] = max(ages.get(app, 0.0), now - since)
+        return ages
+
     async def close(self, seconds: float, enough: asyncio.Event | None = None) -> None:
         """Delivers queued events for at most `seconds`, and then saves the remaining events.
 
@@ -309,8 +325,9 @@ class HookDispatcher:
 
 
 def _settings(wanted: Wanted) -> tuple[object, ...]:
-    """Returns the settings for an endpoint's queue and deliveries, without the settings that only select events."""
-    return wanted.target, wanted.format, wanted.batch, wanted.concurrency
+    """Returns the settings of an endpoint's queue and deliveries, without the secret and the settings that only select events."""
+    target = msgspec.structs.replace(wanted.target, secret="signed" if wanted.target.secret else "")
+    return target, wanted.format, wanted.batch, wanted.concurrency
 
 
 def fingerprint(wanted: Wanted) -> str:

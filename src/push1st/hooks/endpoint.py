@@ -12,10 +12,12 @@ from typing import Protocol
 
 from push1st import logs
 from push1st.clock import Clock
+from push1st.eager import spawn
 from push1st.hooks import HookTransport, NotDelivered, OpenTransport, Status, shown
 from push1st.hooks.formats import Wanted, body
 from push1st.hooks.queue import Delivery, Queue
 from push1st.messages import HookEvent
+from push1st.metrics import Histogram
 
 LOG_SECONDS = 10.0
 JITTER = 0.1
@@ -37,6 +39,8 @@ class HookContext(Protocol):
     def events(self) -> Counter[str]: ...
     @property
     def attempts(self) -> Counter[str]: ...
+    @property
+    def seconds(self) -> Histogram: ...
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
         """Writes lost events to the folder of dead letters, if the configuration has a folder."""
@@ -51,6 +55,8 @@ class HookEndpoint:
         self.queue = Queue(wanted.concurrency, wanted.batch, max_events, max_bytes)
         self._context = context
         self._transport: HookTransport | None = None
+        self._replaced: dict[HookTransport, asyncio.TimerHandle] = {}
+        """transports with an earlier secret, each with the timer that closes the transport after its last deliveries"""
         self._tasks: dict[asyncio.Task[None], Delivery] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._scheduled = False
@@ -73,7 +79,7 @@ class HookEndpoint:
 
         source: the connection that caused the event; "" if no connection caused it.
         """
-        is_queued = self.queue.put(channel, event, source)
+        is_queued = self.queue.put(channel, event, source, self._context.clock.monotonic())
         if self.queue.dropped:
             lost, self.queue.dropped = self.queue.dropped, []
             self._lose("overflowed", lost)
@@ -121,7 +127,11 @@ class HookEndpoint:
         try:
             if self._transport is None:
                 self._transport = context.open_transport(wanted.target)
-            await self._transport.deliver(delivery.id, delivery.body)
+            started = context.clock.monotonic()
+            try:
+                await self._transport.deliver(delivery.id, delivery.body)
+            finally:
+                context.seconds.observe(context.clock.monotonic() - started)
         except NotDelivered as exc:
             self._fail(delivery, exc.kind, exc.text)
         except Exception as exc:  # the delivery must not be lost because of a defect of the server
@@ -177,6 +187,18 @@ class HookEndpoint:
             last_error_at=self._last_error_at,
         )
 
+    def configure(self, wanted: Wanted) -> None:
+        """Applies changed settings. If the app's secret has changed, it signs from the next attempt on."""
+        if self._transport is not None and wanted.target != self.wanted.target:
+            later = asyncio.get_running_loop().call_later
+            self._replaced[self._transport] = later(wanted.target.timeout, self._close_replaced, self._transport)
+            self._transport = None
+        self.wanted = wanted
+
+    def _close_replaced(self, transport: HookTransport) -> None:
+        del self._replaced[transport]
+        spawn(transport.close())
+
     async def drained(self) -> None:
         """Returns when the queue is empty."""
         while not self.queue.idle:
@@ -193,8 +215,10 @@ class HookEndpoint:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self._transport is not None:
-            await self._transport.close()
+        for timer in self._replaced.values():
+            timer.cancel()
+        for transport in (*self._replaced, *([self._transport] if self._transport is not None else [])):
+            await transport.close()
 
     def give_up(self) -> None:
         """Counts the queued events as lost. A stopping server calls this method if it cannot save the events."""

@@ -83,12 +83,24 @@ class Triggered(msgspec.Struct, frozen=True):
 
 # Requests for a decision (`authorize`)
 
+MQTT_CODES = range(128, 163)
+"""the reason codes of MQTT 5.0 that a rejection may contain"""
+
 
 class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
     """A client connects.
 
     query: the query of the URL that the client sent.
     origin, cookie, authorization: HTTP headers of the client; None for a header that the client did not send.
+
+    The other fields have a value only for MQTT clients:
+
+    protocol: `mqtt`.
+    client_id: the client id.
+    username: the user name without the app's key; None without a user name.
+    password: None without a password, for a password that is not UTF-8, and for a valid access token.
+    certificate: the common name in the client's certificate; None without a certificate.
+    claims: the claims of a valid access token; None without such a token.
     """
 
     app: str
@@ -98,6 +110,12 @@ class Connecting(msgspec.Struct, frozen=True, tag_field="on", tag="connect"):
     origin: str | None = None
     cookie: str | None = None
     authorization: str | None = None
+    protocol: str | msgspec.UnsetType = msgspec.UNSET
+    client_id: str | msgspec.UnsetType = msgspec.UNSET
+    username: str | msgspec.UnsetType | None = msgspec.UNSET
+    password: str | msgspec.UnsetType | None = msgspec.UNSET
+    certificate: str | msgspec.UnsetType | None = msgspec.UNSET
+    claims: Any | msgspec.UnsetType = msgspec.UNSET
 
 
 class Subscribing(msgspec.Struct, frozen=True, tag_field="on", tag="subscribe"):

@@ -15,6 +15,7 @@ events of other clients. While the queue has room, a single source can fill the 
 import heapq
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 RETRIES_SECONDS = 300.0
 """how long the queue retries a delivery after the first attempt (Pusher protocol, section 9)"""
@@ -25,6 +26,8 @@ OVERHEAD = 250
 """the estimated number of bytes of memory that an event needs in addition to its text"""
 MAX_BODY = 1 << 20
 """the maximum number of bytes in the body of a delivery with several events"""
+MAX_EXAMINED = 1000
+"""the maximum number of channels that `Queue.oldest` examines"""
 LARGE_PART = 0.02
 """a source whose `part` exceeds this fraction is large; a full queue drops only events of large sources"""
 
@@ -54,13 +57,15 @@ class QueuedEvent:
 
     event: the event as JSON text; b"" if the queue has dropped the event.
     source: the source of the event; None if no connection caused the event.
+    at: when the event was queued, in seconds.
     """
 
-    __slots__ = ("event", "source")
+    __slots__ = ("at", "event", "source")
 
-    def __init__(self, event: bytes, source: Source | None) -> None:
+    def __init__(self, event: bytes, source: Source | None, at: float) -> None:
         self.event = event
         self.source = source
+        self.at = at
 
 
 class Delivery:
@@ -69,11 +74,13 @@ class Delivery:
     events: the events as JSON texts.
     id, body: the id and the body of the delivery, which are set at the first attempt.
     first: the time of the first attempt, in seconds.
+    queued: when the oldest event was queued, in seconds.
     """
 
-    __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "size")
+    __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "queued", "size")
 
-    def __init__(self, channels: tuple[str, ...], events: list[bytes]) -> None:
+    def __init__(self, channels: tuple[str, ...], events: list[bytes], queued: float = 0.0) -> None:
+        self.queued = queued
         self.channels = channels
         self.events = events
         self.count = len(events)
@@ -136,17 +143,29 @@ class Queue:
     def idle(self) -> bool:
         return not self.events
 
-    def put(self, channel: str, event: bytes, source: str = "") -> bool:
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest event was queued; None without an event.
+
+        Events that wait for a delivery to end are newer than the events of the delivery. Of the other channels with waiting
+        events, only the first `MAX_EXAMINED` are examined, which wait for the longest time.
+        """
+        tried = [one.queued for one in (*self._current, *(one for _, one in self._retries), *self._restored)]
+        heads = (self._waiting[channel] for channel in islice(self._ready, MAX_EXAMINED))
+        return min((*tried, *(entry.at for waiting in heads for entry in islice(waiting, 1))), default=None)
+
+    def put(self, channel: str, event: bytes, source: str = "", now: float = 0.0) -> bool:
         """Queues an event; returns whether the event is queued. To make room, the queue may drop other events (see `dropped`).
 
         source: the connection that caused the event; "" if no connection caused it.
+        now: the time in seconds.
         """
         size = len(event) + OVERHEAD
         if not self._fits(size) and not self._make_room(size, source):
             return False
         self.events += 1
         self.bytes += size
-        entry = QueuedEvent(event, self._add_to_source(source, size) if source else None)
+        entry = QueuedEvent(event, self._add_to_source(source, size) if source else None, now)
         if entry.source is not None:
             entry.source.waiting[entry] = None
         waiting = self._waiting.get(channel)
@@ -252,6 +271,7 @@ class Queue:
         events: list[bytes] = []
         channels = []
         size = 0
+        queued: list[float] = []
         while self._ready and len(events) < self._batch:
             channel = self._ready[0]
             waiting = self._waiting[channel]
@@ -267,11 +287,12 @@ class Queue:
                 self._remove_from_source(entry)
                 size += len(entry.event)
                 events.append(entry.event)
+                queued.append(entry.at)
                 self._skip_gaps(waiting)
             if waiting:
                 break
             del self._waiting[channel]
-        delivery = Delivery(tuple(channels), events)
+        delivery = Delivery(tuple(channels), events, min(queued, default=0.0))
         self._tried_events += delivery.count
         self._tried_bytes += delivery.size
         return delivery
@@ -338,7 +359,7 @@ class Queue:
 
     def restore(self, delivery: Delivery, now: float) -> None:
         """Adds a delivery of an earlier process. A restored delivery precedes the waiting events of its channels."""
-        delivery.first = now
+        delivery.first = delivery.queued = now
         self.events += delivery.count
         self.bytes += delivery.size
         self._tried_events += delivery.count

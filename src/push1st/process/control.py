@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import Config, Networks
+from push1st.config.addresses import Listen, Networks
+from push1st.config.model import Config
 from push1st.process.sockets import Role
 
 MAX_BYTES = 1 << 28
@@ -28,7 +29,7 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
 
     number: int
     config: bytes
-    sockets: list[tuple[Role, str, int]]
+    sockets: list[tuple[Role, Listen, int]]
     engine: str
     nodes: list[str]
 
@@ -57,15 +58,18 @@ class Workers(msgspec.Struct, frozen=True, tag=True):
 
 
 class ControlRequest(msgspec.Struct, frozen=True, tag=True):
-    """Requests the counters of all other workers, or the states of an app's hooks in all other workers.
+    """Requests the counters of all other workers, the states of an app's hooks in all other workers, or the state of the server.
 
-    A worker sends the request to the supervisor, and the supervisor then sends a request to every other worker.
+    A worker sends the request to the supervisor, and the supervisor then sends a request to every other worker. For the state of
+    the server, the supervisor sends the request to all workers, and its own reply is JSON.
 
-    app: the id of the app whose hook states are requested; None: the counters are requested.
+    app: the id of the app whose hook states are requested; None: the counters, or the state, are requested.
+    status: whether the state is requested.
     """
 
     id: int
     app: str | None = None
+    status: bool = False
 
 
 class ControlReply(msgspec.Struct, frozen=True, tag=True):
@@ -79,11 +83,52 @@ class ControlReply(msgspec.Struct, frozen=True, tag=True):
     packed: list[tuple[int, bytes]]
 
 
+class PrepareChange(msgspec.Struct, frozen=True, tag=True):
+    """Makes a worker read and check everything that a changed configuration needs, without any effect.
+
+    config: the configuration, as `pack` encodes it.
+    """
+
+    id: int
+    config: bytes
+
+
+class ApplyChange(msgspec.Struct, frozen=True, tag=True):
+    """Makes a worker apply the configuration that it has prepared last."""
+
+    id: int
+
+
+class ChangeReply(msgspec.Struct, frozen=True, tag=True):
+    """The reply to `PrepareChange` and `ApplyChange`.
+
+    id: the id of the request.
+    lines: the effects, for people.
+    problem: the reason why the worker cannot use the configuration; "" if it can.
+    """
+
+    id: int
+    lines: tuple[str, ...] = ()
+    problem: str = ""
+
+
 class Alive(msgspec.Struct, frozen=True, tag=True):
     """A probe that the supervisor sends to a worker. The worker replies with the same message."""
 
 
-ControlMessage = StartWorker | Ready | Failed | Retire | Workers | ControlRequest | ControlReply | Alive
+ControlMessage = (
+    StartWorker
+    | Ready
+    | Failed
+    | Retire
+    | Workers
+    | ControlRequest
+    | ControlReply
+    | PrepareChange
+    | ApplyChange
+    | ChangeReply
+    | Alive
+)
 _decoder = msgspec.msgpack.Decoder(ControlMessage)
 
 

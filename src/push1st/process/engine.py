@@ -62,6 +62,11 @@ class Engine:
         self._stopping = asyncio.Event()
         self._first_start: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the engine's process; None if the engine does not run."""
+        return None if self._process is None or self._process.ended.done() else self._process.pid
+
     async def ready(self) -> None:
         """Waits until the engine replies to a probe for the first time. Raises ConfigError if the engine does not start."""
         try:

@@ -21,25 +21,33 @@ from urllib.parse import quote
 
 import msgspec
 
-from push1st import logs
+from push1st import logs, usage
 from push1st.config.model import Config, Ssl
+from push1st.config.mqtt import MqttSsl
 from push1st.errors import ConfigError
-from push1st.metrics import SUPERVISOR, Family
+from push1st.exposition import counter, counters, gauge, write
+from push1st.metrics import RELOADED_TEXT, RELOADS, RELOADS_TEXT, SUPERVISOR, ReloadCounts
+from push1st.process.changes import restart_keys
 from push1st.process.children import Backoff, Process, Processes, interpreter_options
 from push1st.process.control import (
     Alive,
+    ApplyChange,
+    ChangeReply,
     ControlConnection,
     ControlReply,
     ControlRequest,
     Failed,
+    PrepareChange,
     Ready,
     Retire,
     StartWorker,
     Workers,
     pack,
 )
+from push1st.process.controlsocket import ReadStatus
 from push1st.process.engine import Engine
-from push1st.process.sockets import BoundSocket, Place, SocketTable, close_own, flat, with_ports
+from push1st.process.sockets import ROLES, BoundSocket, Place, SocketTable, close_own, flat, tls_settings, with_ports
+from push1st.status import WorkerStatus
 
 START_SECONDS = 60
 """the time limit for a worker to start"""
@@ -51,6 +59,8 @@ MAX_PROBES = 4
 node (`brokers/redis`)."""
 GATHER_SECONDS = 1
 """the time limit for the workers' replies to a request, and for the error message of a worker that ended during its start"""
+CHANGE_SECONDS = 10
+"""the time limit for a worker to check a changed configuration, and again to apply it"""
 END_SECONDS = 15
 """the time limit for the end of a worker, in addition to the time that `drain` allows"""
 
@@ -76,10 +86,11 @@ class Tasks:
 
 
 class WorkerProcess:
-    """A worker process, and the control connection to it. `on_engine` is true if the worker uses the embedded engine."""
+    """A worker process, and the control connection to it. `config`: the configuration of the worker."""
 
-    def __init__(self, number: int, process: Process, connection: ControlConnection, on_engine: bool) -> None:
-        self.on_engine = on_engine
+    def __init__(self, number: int, process: Process, connection: ControlConnection, config: Config) -> None:
+        self.config = config
+        self.on_engine = not config.has_broker
         self.number = number
         self.process = process
         self.connection = connection
@@ -88,6 +99,8 @@ class WorkerProcess:
         self.node = ""
         """the worker's name in the broker; "" until the worker is ready"""
         self.requests: dict[int, asyncio.Future[ControlReply]] = {}
+        self.changes: dict[int, asyncio.Future[ChangeReply]] = {}
+        """the requests of `Pool.change` to which the worker has not replied"""
         self.problem = ""
         """the reason why the worker cannot start"""
         self.disconnected = asyncio.Event()
@@ -118,6 +131,7 @@ class Pool:
     sockets: the bound sockets of all addresses in the configuration.
     folder: the folder for the certificate that all workers share.
     probe_seconds: the time between two probes of a worker, in seconds.
+    change_seconds: the time limit for a reply of a worker to a changed configuration, in seconds.
     """
 
     def __init__(
@@ -127,17 +141,22 @@ class Pool:
         tasks: Tasks,
         folder: Path,
         probe_seconds: float = PROBE_SECONDS,
+        change_seconds: float = CHANGE_SECONDS,
     ) -> None:
         self._processes = processes
         self._sockets = sockets
         self._tasks = tasks
         self._folder = folder
         self._probe_seconds = probe_seconds
+        self._change_seconds = change_seconds
         self._workers: set[WorkerProcess] = set()
         self._ids = itertools.count()
         self._certificate: tuple[str, str] | None = None
         self._restarts = 0
         self.slots: list[Slot] = []
+        self.reloads = ReloadCounts()
+        self.status: ReadStatus
+        """the function that returns the state of the server"""
         self.drain = 0
         """the time in which a retiring worker disconnects its clients, in seconds"""
         self.engine: Engine | None = None
@@ -228,6 +247,62 @@ class Pool:
                 log.error("worker killed, because it did not end", worker=worker.number)
             self._workers.discard(worker)
 
+    # Changes of the configuration
+
+    def restart_keys(self, config: Config) -> list[str]:
+        """Returns the keys for which the running workers must be replaced, if they are to have a configuration."""
+        keys = [key for slot in self.slots if slot.worker is not None for key in restart_keys(slot.worker.config, config)]
+        return list(dict.fromkeys(keys))
+
+    async def change(self, config: Config) -> tuple[list[str], list[str]]:
+        """Makes all workers apply a configuration in place. No worker applies it before all workers have checked it.
+
+        Returns the effects, and the problems of workers that did not apply the configuration.
+        Raises ConfigError if a worker cannot use the configuration or does not reply; then the workers run as before.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            for slot in self.slots:  # no worker may start with the old configuration meanwhile
+                await stack.enter_async_context(slot.changing)
+            workers = [slot.worker for slot in self.slots if slot.worker is not None]
+            packed = pack(self._for_workers(with_ports(config, self._sockets.all())))
+            _, problems = await self._request_change(workers, lambda id: PrepareChange(id, packed))
+            if problems:
+                raise ConfigError("\n".join(problems))
+            for slot in self.slots:
+                slot.config = config
+            for worker in workers:
+                worker.config = config
+            return await self._request_change(workers, ApplyChange)
+
+    async def _request_change(
+        self, workers: Sequence[WorkerProcess], request: Callable[[int], PrepareChange | ApplyChange]
+    ) -> tuple[list[str], list[str]]:
+        """Sends a request to workers; returns the lines and the problems in their replies.
+
+        A worker that ends has no problem, because another worker starts with the new configuration.
+        """
+        replies = []
+        for worker in workers:
+            id = next(self._ids)
+            reply = worker.changes[id] = asyncio.get_running_loop().create_future()
+            worker.connection.send(request(id))
+            replies.append((worker, id, reply))
+
+        async def wait(worker: WorkerProcess, reply: asyncio.Future[ChangeReply]) -> None:
+            await asyncio.wait((reply, worker.process.ended), return_when=asyncio.FIRST_COMPLETED, timeout=self._change_seconds)
+
+        await asyncio.gather(*(wait(worker, reply) for worker, _, reply in replies))
+        lines: dict[str, None] = {}
+        problems: list[str] = []
+        for worker, id, reply in replies:
+            worker.changes.pop(id, None)
+            if reply.done():
+                lines.update(dict.fromkeys(reply.result().lines))
+                problems += [f"worker {worker.number}: {line}" for line in reply.result().problem.splitlines()]
+            elif not worker.process.ended.done():
+                problems.append(f"worker {worker.number} did not answer within {self._change_seconds:g} s")
+        return list(lines), problems
+
     # Stopping
 
     def interrupt(self) -> None:
@@ -273,12 +348,12 @@ class Pool:
         connection = await ControlConnection.on(ours)
         taken = {worker.number for worker in self._workers}
         number = next(number for number in itertools.count() if number not in taken)
-        worker = WorkerProcess(number, process, connection, not config.has_broker)
+        worker = WorkerProcess(number, process, connection, config)
         self._workers.add(worker)
         order = StartWorker(
             number,
             pack(self._for_workers(with_ports(config, sockets))),
-            [(one.role, str(one.address), one.socket.fileno()) for one in sockets],
+            [(one.role, one.address, one.socket.fileno()) for one in sockets],
             str(self.engine.path) if self.engine and worker.on_engine else "",
             [one.node for one in self._on_engine()],
         )
@@ -291,19 +366,22 @@ class Pool:
         """Returns the configuration for the workers, with the engine's address and the certificate that all workers share."""
         if not config.has_broker and self.engine is not None:
             config = msgspec.structs.replace(config, broker=f"unix://{quote(str(self.engine.path))}")
-        server = msgspec.structs.replace(config.server, ssl=self._with_certificate(config.server.ssl))
-        api = msgspec.structs.replace(config.api, ssl=self._with_certificate(config.api.ssl))
+        own = {role: self._with_certificate(ssl) for role in ROLES if (ssl := tls_settings(config, role)) is not None}
+        mqtt = msgspec.structs.replace(config.server.mqtt, ssl=own.get("server.mqtt", config.server.mqtt.ssl))
+        server = msgspec.structs.replace(config.server, ssl=own.get("server", config.server.ssl), mqtt=mqtt)
+        api = msgspec.structs.replace(config.api, ssl=own.get("api", config.api.ssl))
         return msgspec.structs.replace(config, server=server, api=api)
 
-    def _with_certificate(self, ssl: Ssl) -> Ssl:
-        if not ssl.enable or ssl.cert:
+    def _with_certificate(self, ssl: Ssl | MqttSsl) -> Ssl | MqttSsl:
+        if ssl.cert:
             return ssl
         if self._certificate is None:
             from push1st.process.tls import NOTE, self_signed  # imported here: the library is large, and few servers need it
 
             self._certificate = self_signed(self._folder)
             log.warning(NOTE)
-        return Ssl(True, *self._certificate)
+        key, cert = self._certificate
+        return msgspec.structs.replace(ssl, key=key, cert=cert)
 
     async def _receive(self, worker: WorkerProcess) -> None:
         """Handles the messages of a worker until the worker closes the control connection."""
@@ -316,10 +394,14 @@ class Pool:
                     self.notify_workers()
                 case Failed(reason):
                     worker.problem = reason
+                case ControlRequest(id, _, True):
+                    self._tasks.spawn(self._send_status(worker, id))
                 case ControlRequest(id, app):
                     self._tasks.spawn(self._gather(worker, id, app))
                 case ControlReply(id) if id in worker.requests:
                     worker.requests.pop(id).set_result(message)
+                case ChangeReply(id) if id in worker.changes:
+                    worker.changes.pop(id).set_result(message)
         worker.disconnected.set()
         await worker.connection.close()
         await worker.process.end_within(END_SECONDS)
@@ -356,28 +438,48 @@ class Pool:
 
     async def _gather(self, requester: WorkerProcess, id: int, app: str | None) -> None:
         """Replies to a worker with the counters of all other workers, or with the states of an app's hooks in these workers."""
-        replies = []
-        for worker in self._workers:
-            if worker is not requester and worker.ready.done():
-                own_id = next(self._ids)
-                reply = worker.requests[own_id] = asyncio.get_running_loop().create_future()
-                worker.connection.send(ControlRequest(own_id, app))
-                replies.append(reply)
-        done = (await asyncio.wait(replies, timeout=GATHER_SECONDS))[0] if replies else ()
-        packed = [snapshot for reply in done for snapshot in reply.result().packed]
+        others = [one for one in self._workers if one is not requester and one.ready.done()]
+        packed = await self._request(others, lambda own: ControlRequest(own, app))
         if app is None:
             packed.append((SUPERVISOR, self._counters()))
         requester.connection.send(ControlReply(id, packed))
+
+    async def _request(
+        self, workers: Sequence[WorkerProcess], request: Callable[[int], ControlRequest]
+    ) -> list[tuple[int, bytes]]:
+        """Sends a request to workers; returns the content of the replies that arrive in time."""
+        replies = []
+        for worker in workers:
+            id = next(self._ids)
+            reply = worker.requests[id] = asyncio.get_running_loop().create_future()
+            worker.connection.send(request(id))
+            replies.append(reply)
+        done = (await asyncio.wait(replies, timeout=GATHER_SECONDS))[0] if replies else ()
+        return [packed for reply in done for packed in reply.result().packed]
+
+    async def reports(self) -> tuple[list[WorkerStatus], set[int]]:
+        """Returns the reports of the workers in all slots, and the numbers of workers that do not reply in time."""
+        workers = [slot.worker for slot in self.slots if slot.worker is not None]
+        ready = [one for one in workers if one.ready.done()]
+        packed = await self._request(ready, lambda id: ControlRequest(id, status=True))
+        reports = [msgspec.msgpack.decode(report, type=WorkerStatus) for _, report in packed]
+        return reports, {one.number for one in workers} - {number for number, _ in packed}
+
+    async def _send_status(self, requester: WorkerProcess, id: int) -> None:
+        requester.connection.send(ControlReply(id, [(SUPERVISOR, msgspec.json.encode(await self.status()))]))
 
     def _counters(self) -> bytes:
         """Returns the pool's own metrics, encoded with MessagePack."""
         ready = sum(worker.ready.done() for worker in self._workers)
         engine_restarts = self.engine.restarts if self.engine else 0
-        figures = (
-            ("push1st_workers", "", "gauge", "workers that serve", ready),
-            ("push1st_worker_restarts", "_total", "counter", "workers that ended by themselves", self._restarts),
-            ("push1st_engine_restarts", "_total", "counter", "embedded engines that ended by themselves", engine_restarts),
-        )
-        return msgspec.msgpack.encode(
-            [Family(name, text, type, [(name + end, {}, float(value))]) for name, end, type, text, value in figures]
-        )
+        families = [
+            gauge("workers", "workers that serve", ready),
+            counter("worker_restarts", "workers that ended by themselves", self._restarts),
+            gauge("last_reload_success_timestamp_seconds", RELOADED_TEXT, self.reloads.succeeded_at),
+            counters("reloads", RELOADS_TEXT, "result", self.reloads.results, RELOADS),
+            counter("engine_restarts", "embedded engines that ended by themselves", engine_restarts),
+            counters("log_messages", "lines in the log, by level", "level", logs.messages, logs.LEVELS),
+            *usage.families("supervisor"),
+            *(usage.families("engine", self.engine.pid) if self.engine and self.engine.pid else ()),
+        ]
+        return msgspec.msgpack.encode([write(family) for family in families])

@@ -1,13 +1,13 @@
-"""The run folder of a supervisor. `push1st reload` finds a running supervisor by this folder.
+"""The run folder of a server. Commands such as `push1st reload` find a running server by this folder.
 
-Only the operating system's user that runs the supervisor can open the run folder. The name of the folder is the process id of the
-supervisor. The folder contains the path of the configuration file, the progress of reloads, and the socket of the embedded
-engine. The supervisor holds a lock on the folder until the supervisor ends.
+Only the operating system's user that runs the server can open the run folder. The name of the folder is the process id of the
+server: of its supervisor, or of its single worker. The folder contains the path of the configuration file, the control socket
+(`controlsocket`), and the socket of the embedded engine. The process holds a lock on the folder until the process ends.
 
-At its start, a supervisor removes the run folders of killed supervisors.
+At its start, a server removes the run folders of killed servers.
 
 `running` first searches the parent of this user's run folders, and then the folders of systemd's services. For root, `running`
-searches the folders of all users. A run folder is valid only if the supervisor's process runs as the folder's owner.
+searches the folders of all users. A run folder is valid only if the server's process runs as the folder's owner.
 """
 
 import contextlib
@@ -19,33 +19,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
 from push1st.errors import ConfigError
 
 SERVICES = Path("/run")
 """the folder in which systemd creates the folders of `RuntimeDirectory=`"""
+TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - the server may have another TMPDIR than the command
 _NAME = "configuration"
-_RELOADS = "reloads"
 MAX_FILE_BYTES = 1 << 20
 """the maximum number of bytes that this module reads from a file, because another user may have written the file"""
-
-
-class Reloads(msgspec.Struct, frozen=True):
-    """The progress of a supervisor's reloads. Reloads are numbered from 1.
-
-    begun: the number of the most recent reload that has begun.
-    accepted: the number of the most recent reload in which a worker has started with the new configuration.
-    ended: the number of the most recent reload that has ended.
-    workers: the number of workers after the reload `ended`.
-    problems: the reasons why the reload `ended` did not replace some workers.
-    """
-
-    begun: int = 0
-    accepted: int = 0
-    ended: int = 0
-    workers: int = 0
-    problems: tuple[str, ...] = ()
 
 
 class RunDir:
@@ -61,7 +42,7 @@ class RunDir:
         try:
             base.mkdir(mode=0o700, exist_ok=True)
             _owner(base)
-            with _locked(base):  # another supervisor may have created a folder, but not locked the folder yet
+            with _locked(base):  # another server may have created a folder, but not locked the folder yet
                 for folder in base.iterdir():
                     if not _is_held(folder):
                         shutil.rmtree(folder, ignore_errors=True)
@@ -69,16 +50,9 @@ class RunDir:
                 self._lock = os.open(self.path, os.O_RDONLY)
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self.path / _NAME).write_text(_absolute(config))
-            self.write(Reloads())
         except OSError as exc:
             text = exc.strerror or exc
-            raise ConfigError(f"several workers need a folder in {base.parent} for their supervisor: {text}") from exc
-
-    def write(self, reloads: Reloads) -> None:
-        """Writes the progress of reloads into the run folder. Raises OSError."""
-        written = self.path / f"{_RELOADS}.new"
-        written.write_bytes(msgspec.json.encode(reloads))
-        written.rename(self.path / _RELOADS)
+            raise ConfigError(f"the server needs a folder in {base.parent} for its control socket: {text}") from exc
 
     def close(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
@@ -86,30 +60,20 @@ class RunDir:
 
 
 def running(config: str | None) -> dict[int, Path]:
-    """Returns the run folders of all running supervisors, by process id. For root, this includes other users' supervisors.
+    """Returns the run folders of all running servers, by process id. For root, this includes other users' servers.
 
-    config: the configuration file of the supervisors to return; None: all supervisors are returned.
+    config: the configuration file of the servers to return; None: all servers are returned.
     """
     found = {}
     for base in _bases():
         try:
             owner = _owner(base)
             for folder in filter(_is_held, sorted(base.iterdir())):
-                if _is_process_of(owner, folder.name) and (
-                    config is None or _read(folder / _NAME) == os.fsencode(_absolute(config))
-                ):
+                if _is_process_of(owner, folder.name) and (config is None or _is_same(_read(folder / _NAME), config)):
                     found[int(folder.name)] = folder
-        except OSError:  # no supervisor has run in this folder, or the supervisor has just ended
+        except OSError:  # no server has run in this folder, or the server has just ended
             pass
     return found
-
-
-def reloads(folder: Path) -> Reloads | None:
-    """Returns the progress of a supervisor's reloads; None if the supervisor has ended."""
-    try:
-        return msgspec.json.decode(_read(folder / _RELOADS), type=Reloads) if _is_held(folder) else None
-    except (OSError, msgspec.DecodeError):
-        return None
 
 
 def _base() -> Path:
@@ -122,12 +86,14 @@ def _base() -> Path:
 
 
 def _bases() -> Iterator[Path]:
-    """Yields the folders that may contain run folders of supervisors."""
+    """Yields the folders that may contain run folders of servers."""
     yield _base()
-    if "RUNTIME_DIRECTORY" not in os.environ:  # a process of a systemd service finds only the supervisor of this service
+    if "RUNTIME_DIRECTORY" not in os.environ:  # a process of a systemd service finds only the server of this service
         name = f"push1st-{os.getuid() or '*'}"
         yield from SERVICES.glob(f"*/{name}")
-        yield from Path(tempfile.gettempdir()).glob(name)
+        for folder in dict.fromkeys((tempfile.gettempdir(), *TEMPORARY)):
+            yield from Path(folder).glob(name)
+            yield from Path(folder).glob(f"systemd-private-*/tmp/{name}")  # PrivateTmp= of a service, which only root can read
 
 
 def _owner(base: Path) -> int:
@@ -184,4 +150,9 @@ def _is_held(folder: Path) -> bool:
 
 
 def _absolute(config: str | None) -> str:
-    return str(Path(config).absolute()) if config else ""
+    return os.path.abspath(config) if config else ""
+
+
+def _is_same(known: bytes, config: str) -> bool:
+    """Returns whether the absolute path `known` and a path name the same file."""
+    return known == os.fsencode(_absolute(config)) or os.path.realpath(known) == os.fsencode(os.path.realpath(config))

@@ -6,7 +6,6 @@ Only this module refers to the concrete classes of the components. Other modules
 import asyncio
 import gc
 import importlib
-import os
 import secrets
 import signal
 import socket
@@ -14,16 +13,18 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, TextIO
-
-import uvloop
+from typing import Any
 
 from push1st import logs
 from push1st.api import Api
+from push1st.api.monitoring import MetricsApi
 from push1st.apps import SOURCES
 from push1st.brokers import BROKERS
 from push1st.brokers.memory_history import MemoryHistory
-from push1st.config.model import Config, Networks, Ssl
+from push1st.brokers.memory_sessions import MemorySessions
+from push1st.config.addresses import Networks
+from push1st.config.model import Config
+from push1st.core.appchanges import AppChanges
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
 from push1st.eager import join_background, spawn
@@ -31,17 +32,24 @@ from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import set_edges
 from push1st.metrics import Metrics
-from push1st.process.sockets import BACKLOG, GRACE, ROLES, BoundSocket, Role, addresses, bind, close, wait_until_free, with_ports
-from push1st.process.system import DeferTwoTurns, Random, SystemClock, raise_file_limit
-from push1st.process.tls import NOTE, self_signed
-from push1st.process.tlscontext import TlsConnection, TlsContext, make_context
+from push1st.process import figures
+from push1st.process.certificates import Certificates
+from push1st.process.live import LiveConfig
+from push1st.process.sockets import BACKLOG, GRACE, BoundSocket, Role, close, uses_tls
+from push1st.process.system import DeferTwoTurns, Random, SystemClock
+from push1st.process.tlscontext import TlsConnection, TlsContext, TlsMqttConnection
 from push1st.protocols import PROTOCOLS
+from push1st.status import WorkerStatus
 from push1st.transports import pages, sse, xhr
 from push1st.transports.context import EdgeContext
 from push1st.transports.entries import EntryTable
-from push1st.transports.handlers import Handlers, Route, Serve
+from push1st.transports.handlers import ApiCounts, Handlers, Route, Serve, refuse_upgrade
 from push1st.transports.http import HttpConnection
-from push1st.transports.listener import Listener
+from push1st.transports.listener import Listener, MetricsListener
+from push1st.transports.mqtt.clients import MqttClients
+from push1st.transports.mqtt.connection import MqttConnection
+from push1st.transports.mqtt.proxied import ProxyConnection
+from push1st.transports.mqtt.websocket import MqttEntry
 from push1st.transports.sweep import Sweep
 from push1st.transports.tls import Decryption
 
@@ -61,19 +69,24 @@ SUCCESSOR_SECONDS = 2
 """The time for which a stopping server waits for another process to listen on its addresses, before it disconnects clients."""
 CLOSE_SECONDS = 5
 """The time in which clients can reply to a close frame, before the server aborts their connections."""
+STORE_SECONDS = 7
+"""The time in which the broker can store MQTT sessions and wills, after a stopping server has disconnected its clients."""
+LAST_SECONDS = 1
+"""The time in which the broker can still store them after `STORE_SECONDS`, or after a second signal. `STORE_SECONDS`, this time
+and `HOOKS_SECONDS` together are shorter than `pool.END_SECONDS`."""
 
 log = logs.get("push1st.server")
 
 
-def handlers(context: EdgeContext, serve: Serve) -> Handlers:
-    """Returns the table of a worker's connection handlers. `serve` is the function that serves requests to the API."""
+def handlers(context: EdgeContext, serve: Serve, clients: MqttClients, counts: ApiCounts | None = None) -> Handlers:
+    """Returns the table of a worker's connection handlers. `serve` and `counts`: see `Handlers`."""
     server = context.config.server
     routes = [
         Route(server.bases("pusher"), xhr.TAIL, xhr.Fallbacks(context), pages.PREFIX),
         Route(server.bases("sse"), sse.TAIL, sse.EventStreams(context)),
     ]
     entries = [named(parts.entry)(context) for parts in PROTOCOLS.values() if parts.entry]
-    return Handlers(context, serve, routes, EntryTable(context, entries).upgrade)
+    return Handlers(context, serve, routes, EntryTable(context, entries, (MqttEntry(clients),)).upgrade, counts)
 
 
 def load(registry: dict[str, str], name: str) -> Any:
@@ -97,10 +110,11 @@ class Server:
     def __init__(self, config: Config, sockets: list[BoundSocket], siblings: Siblings | None = None) -> None:
         self.config = config
         self._sockets = sockets
-        self._names = [(one.socket.family, one.socket.getsockname()) for one in sockets if one.address.scheme == "tcp"]
+        self._names = [(one.socket.family, one.socket.getsockname()) for one in sockets if one.address.scheme != "unix"]
         self._siblings = siblings
         self.name = secrets.token_hex(8)
         """the name of this worker's node in the broker"""
+        self._began = time.monotonic()
         self._broker: Any = None
         self._workers: Collection[str] | None = None
         self._servers: list[asyncio.AbstractServer] = []
@@ -108,6 +122,8 @@ class Server:
         self._now = asyncio.Event()
         """an asyncio event that the second call of `stop` sets"""
         self._is_stopping = False
+        self._disconnected_at = 0.0
+        """the time (`time.monotonic`) at which a stopping server has disconnected its clients"""
 
     async def start(self) -> None:
         """Connects to the broker and listens. Raises ConfigError if the worker cannot connect or cannot listen."""
@@ -116,12 +132,14 @@ class Server:
         clock = SystemClock()
         metrics = Metrics()
         turns = DeferTwoTurns(loop) if config.has_broker else loop
-        fanout = Fanout(turns, clock, metrics, lambda: _failed("fan-out"))
-        self.node = Node(load(SOURCES, "files")(config.apps), fanout, metrics, clock, Random().bits)
+        fanout = Fanout(turns, clock, lambda: _failed("fan-out"))
+        source = load(SOURCES, "files")(config.apps)
+        self.node = Node(source, fanout, metrics, clock, Random().bits)
         self.node.siblings = self._siblings
+        self.node.max_metric_apps = config.metrics.apps
         self.node.max_replay_bytes = config.server.outbox // 4
         if config.log.level == "debug":
-            self.node.refusals.enable(clock.monotonic, (app.secret for app in config.apps))
+            self.node.refusals.enable(clock.monotonic, (secret for app in config.apps for secret in app.secrets))
         try:
             self._hooks = HookDispatcher(
                 config.apps,
@@ -132,6 +150,7 @@ class Server:
                 metrics.hook_events,
                 metrics.hook_attempts,
                 metrics.decisions,
+                metrics.hook_seconds,
             )
         except OSError as exc:
             raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {exc.strerror or exc}") from exc
@@ -145,21 +164,33 @@ class Server:
             raise ConfigError(exc.text) from None
         self._hooks.open(broker.report)
         codecs = {name: named(parts.codec)() for name, parts in PROTOCOLS.items()}
-        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second)
+        self._sweep = Sweep(clock.monotonic, lambda: _failed("sweep"), self._each_second, metrics.loop_lag)
         self.context = EdgeContext(self.node, config, codecs, self._sweep, _failed)
-        self._handlers = handlers(self.context, Api(self.node, config).serve)
+        self._mqtt_clients = MqttClients(self.context)
+        self._api = Api(self.node, config)
+        self._handlers = handlers(self.context, self._api.serve, self._mqtt_clients, self._api)
         self._sweep.start()
-        contexts = self._contexts()
+        certificates = self._open_certificates()
+        changes = AppChanges(self.node, source)
+        self.live = LiveConfig(self.context, certificates, changes, None if self._siblings is None else self._siblings.number)
         for bound in self._sockets:
-            # The data of a Unix socket does not leave the machine, so Unix sockets need no TLS.
-            await self._listen(bound, None if bound.address.scheme == "unix" else contexts[bound.role])
+            context = certificates.contexts.get(bound.role)
+            await self._listen(bound, context if uses_tls(bound.role, bound.address) else None)
         self.context.descriptors.count_own()
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
 
+    async def report(self) -> WorkerStatus:
+        """Returns the state of this worker."""
+        number = 0 if self._siblings is None else self._siblings.number
+        state = self._broker.state if self.config.has_broker else None
+        return await figures.report(self.node, self.context.config, self.name, self._began, number, state)
+
     def _each_second(self) -> None:
         spawn(self.node.tick())
+        spawn(self._mqtt_clients.tick())
+        self.live.tick()
         self.context.check_descriptors()
 
     def _open_broker(self) -> Any:
@@ -167,7 +198,8 @@ class Server:
         node, url = self.node, self.config.broker
         if not self.config.has_broker:
             history = MemoryHistory(self.config.server.history, node.clock.wall, secrets.randbits, node.metrics)
-            return load(BROKERS, "memory")(node.stamp, node.local_roster, history)
+            sessions = MemorySessions(node.clock.wall, secrets.randbits, node.metrics, self.config.server.mqtt)
+            return load(BROKERS, "memory")(node.stamp, node.local_roster, history, sessions)
 
         # For the apps in `hooked`, the broker reports edges (see `Roster`) to the hooks; the node reports all other hook events.
         hooked: dict[str, str] = {}
@@ -178,26 +210,15 @@ class Server:
         def set_number(number: int) -> None:
             node.worker = number
 
-        return load(BROKERS, "redis")(url, node.stamp, self.name, node.metrics, node.local_roster, lambda: hooked, set_number)
+        own = node.stamp, self.name, node.metrics, node.local_roster
+        return load(BROKERS, "redis")(url, *own, lambda: hooked, set_number, mqtt=self.config.server.mqtt)
 
-    def _contexts(self) -> dict[Role, TlsContext | None]:
-        """Returns the TLS context for the listeners of each role. One `Decryption` limits the decryption time of all contexts."""
-        contexts: dict[Role, TlsContext | None] = {}
+    def _open_certificates(self) -> Certificates:
+        """Loads the certificates of the listeners. One `Decryption` limits the decryption time of all of them."""
         decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
-        own: tuple[str, str] | None = None
-        try:
-            for role in ROLES:
-                settings = self.config.server.ssl if role == "server" else self.config.api.ssl
-                if settings.enable and not settings.cert:
-                    if own is None:
-                        own = self_signed()
-                        log.warning(NOTE)
-                    settings = Ssl(True, *own)
-                contexts[role] = make_context(settings, self._refuse_handshake, decryption) if settings.enable else None
-        finally:
-            for path in own or ():
-                os.unlink(path)
-        return contexts
+        certificates = Certificates(self.node.metrics, decryption, self._refuse_handshake, self._handshake_failed)
+        certificates.open(self.config)
+        return certificates
 
     def _count_flood(self) -> None:
         self.node.metrics.cut_offs["flood"] += 1
@@ -205,23 +226,20 @@ class Server:
     def _refuse_handshake(self) -> None:
         self.context.refuse_crowded("server")
 
+    def _handshake_failed(self, reason: str) -> None:
+        self.node.metrics.cut_offs["tls"] += 1
+        self.node.refusals.log("TLS handshake failed", 0, reason)
+
     async def _listen(self, bound: BoundSocket, context: TlsContext | None) -> None:
         loop = asyncio.get_running_loop()
-        config = self.config
-        trusting = bound.role == "api"
-        listener = Listener(
-            self.context,
-            self._handlers,
-            trusting,
-            config.api.whitelist if trusting else Networks(),
-            config.api.keep_alive_timeout,
-        )
+        accept = self._factory(bound.role, context is not None)
+        if bound.role == "server.mqtt" and self.config.server.mqtt.proxy_protocol and bound.address.scheme != "unix":
+            accept, context = self._proxied(accept, context), None
 
-        def connection() -> HttpConnection:
-            if context is None:
-                return HttpConnection(listener)
-            context.has_room = self.context.descriptors.has_room_for_last(trusting)
-            return TlsConnection(listener)
+        def connection() -> asyncio.Protocol:
+            if context is not None:
+                context.has_room = self.context.descriptors.has_room_for_last(bound.role == "api")
+            return accept()
 
         try:
             if bound.address.scheme == "unix":
@@ -239,6 +257,33 @@ class Server:
         except OSError as exc:
             raise ConfigError(f"cannot listen on {bound.address}: {exc.strerror or exc}") from exc
         self._servers.append(server)
+
+    def _proxied(self, make: Callable[[], Any], tls: TlsContext | None) -> Callable[[], asyncio.Protocol]:
+        """Returns the function that makes the protocol object of an accepted connection that begins with a PROXY header.
+
+        make: the function that makes the protocol object of the connection after the header.
+        """
+
+        def tls_context() -> TlsContext:
+            assert tls is not None
+            tls.has_room = True  # `ProxyConnection` has checked the limit
+            return tls
+
+        return partial(ProxyConnection, self._mqtt_clients, make, None if tls is None else tls_context, TLS_SECONDS)  # type: ignore[return-value]  # asyncio accepts every BaseProtocol
+
+    def _factory(self, role: Role, is_secure: bool) -> Callable[[], asyncio.Protocol]:
+        """Returns the function that makes the protocol object of an accepted connection."""
+        if role == "server.mqtt":
+            return partial(TlsMqttConnection if is_secure else MqttConnection, self._mqtt_clients)
+        api = self.config.api
+        if role == "metrics":
+            serve = MetricsApi(self.node, self.config).serve
+            serving = Handlers(self.context, serve, (), refuse_upgrade, self._api)
+            return partial(HttpConnection, MetricsListener(self.context, serving, False, Networks(), api.keep_alive_timeout))
+        trusting = role == "api"
+        whitelist = api.whitelist if trusting else Networks()
+        listener = Listener(self.context, self._handlers, trusting, whitelist, api.keep_alive_timeout)
+        return partial(TlsConnection if is_secure else HttpConnection, listener)
 
     def workers(self, nodes: Collection[str]) -> None:
         """Sets the names of all living workers that use the embedded engine (`Redis.workers`)."""
@@ -311,7 +356,7 @@ class Server:
                 connection.leave(4200, CLOSE_REASON)
             del waiting[:each]
             await asyncio.sleep(SLICE_SECONDS if waiting else 0)
-        now = time.monotonic()
+        now = self._disconnected_at = time.monotonic()
         patience = now + min(CALLERS_SECONDS, drain * GRACE) if node.replaced else now
         deadline = patience + CLOSE_SECONDS
         if context.open:
@@ -346,12 +391,38 @@ class Server:
         for connection in list(self.context.open):
             connection.abort()
         await asyncio.sleep(0)
-        self.node.fanout.flush()
-        await join_background()
+        self.context.ends.finish()
+        await self._store()
         await self.node.close()  # the node closes before the hooks, because the node may still report hook events
         await self._hooks.close(HOOKS_SECONDS, enough=self._now)
         self._sweep.stop()
         log.info("stopped")
+
+    async def _store(self) -> None:
+        """Waits until the broker has all changes of the closed connections, or until the time for these changes is over.
+
+        The broker may be away. Without a limit, the supervisor would kill the worker before the worker saves its hook events.
+        """
+        storing, at_once = asyncio.ensure_future(self._join()), asyncio.ensure_future(self._now.wait())
+        await asyncio.wait((storing, at_once), timeout=SLICE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        seconds = max(0.0, self._disconnected_at + STORE_SECONDS - time.monotonic())
+        if not storing.done():
+            log.info("waiting for sessions and wills to be stored", seconds_at_most=round(seconds + LAST_SECONDS, 2))
+        await asyncio.wait((storing, at_once), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((storing,), timeout=LAST_SECONDS)
+        at_once.cancel()
+        if storing.done():
+            storing.result()
+        else:
+            storing.cancel()
+            log.warning("some sessions or wills are not confirmed")
+        await asyncio.gather(storing, at_once, return_exceptions=True)
+
+    async def _join(self) -> None:
+        """Publishes the wills and queued events, and waits until all tasks of the closed connections have ended."""
+        await self._mqtt_clients.close()
+        self.node.fanout.flush()
+        await join_background()
 
 
 async def _is_listened_on(family: int, name: Any) -> bool:
@@ -363,44 +434,6 @@ async def _is_listened_on(family: int, name: Any) -> bool:
         except (OSError, TimeoutError):
             return False
     return True
-
-
-def run(config: Config, started: Callable[[Config, int], None]) -> None:
-    """Runs a server with a single worker until a signal stops it. Raises ConfigError if the worker cannot start.
-
-    started: a function to call when the worker listens. Its arguments are the configuration with the real ports,
-    and the number of connections that the worker can hold.
-    """
-    raise_file_limit()
-    wait_until_free(config, lambda why: log.warning("address in use, waiting until the other server stops", reason=why))
-    sockets = [one for role in ROLES for address in addresses(config, role) for one in bind(role, address)]
-    config = with_ports(config, sockets)
-
-    async def main() -> None:
-        server = Server(config, sockets)
-        await server.start()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _on_hangup(server, sys.stdin))
-        started(config, server.context.descriptors.possible)
-        await server.run()
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())
-    finally:
-        close(sockets)
-
-
-def _on_hangup(server: Server, terminal: TextIO) -> Callable[[], None]:
-    """Returns the handler of SIGHUP, which stops the server if the terminal is gone, and otherwise only writes to the log."""
-    had_terminal = terminal.isatty()
-
-    def on_hangup() -> None:
-        if had_terminal and not terminal.isatty():
-            server.stop()
-        else:
-            log.warning("one worker cannot be replaced while it serves", advice="restart the server, or set server.workers to 2")
-
-    return on_hangup
 
 
 def _failed(where: str) -> None:

@@ -15,7 +15,9 @@ from typing import Literal
 
 import msgspec
 
-from push1st.config.model import Config, Listen
+from push1st.config.addresses import Listen
+from push1st.config.model import Config, Ssl
+from push1st.config.mqtt import MqttSsl
 from push1st.errors import ConfigError
 
 BACKLOG = 4096
@@ -24,13 +26,19 @@ GRACE = 0.25
 FREE_SECONDS = 1.0
 """the maximum time that a stopping server needs to close its listeners after the end of its grace period (`GRACE` × `drain`)"""
 FREE_POLL_SECONDS = 0.02
+PROBE_IDLE_SECONDS = 60
+"""the time without data after which the kernel probes an MQTT connection"""
+PROBE_SECONDS = 15
+"""the time between two probes"""
+PROBES = 3
+"""the number of unanswered probes after which the kernel ends a connection"""
 UNIX_MODE = 0o660
 """The permissions of Unix sockets: only for owner and group, because API requests over them may need no signature (`trust`)."""
 BALANCED = sys.platform == "linux"
 """Whether the kernel distributes the new connections of an address over several sockets, one for each worker (SO_REUSEPORT)."""
 
-Role = Literal["server", "api"]
-ROLES: tuple[Role, ...] = ("server", "api")
+Role = Literal["server", "api", "server.mqtt", "metrics"]
+ROLES: tuple[Role, ...] = ("server", "api", "server.mqtt", "metrics")
 Place = tuple[Role, Listen]
 """the name of a section of the configuration (the role), and an address from the key `listen` of this section"""
 
@@ -115,7 +123,7 @@ def close_own(sockets: Iterable[BoundSocket]) -> None:
 
 
 def _is_own(bound: BoundSocket) -> bool:
-    return BALANCED and bound.address.scheme == "tcp"
+    return BALANCED and bound.address.scheme != "unix"
 
 
 def _places(config: Config) -> Iterator[Place]:
@@ -169,7 +177,7 @@ def wait_until_free(config: Config, waiting: Callable[[str], None]) -> None:
 
 def bind_again(bound: BoundSocket) -> BoundSocket:
     """Returns another socket for the TCP address of `bound`. `bound` must be the result of `bind(…, shared=True)`."""
-    return BoundSocket(bound.role, bound.address, _bound(bound.socket.family, bound.socket.getsockname(), True))
+    return BoundSocket(bound.role, bound.address, _bound(bound.role, bound.socket.family, bound.socket.getsockname(), True))
 
 
 def close(sockets: Iterable[BoundSocket]) -> None:
@@ -181,7 +189,30 @@ def close(sockets: Iterable[BoundSocket]) -> None:
 
 
 def addresses(config: Config, role: Role) -> Sequence[Listen]:
+    """Returns the addresses of a role."""
+    if role == "server.mqtt":
+        return config.server.mqtt_listen
+    if role == "metrics":
+        return config.metrics.listen
     return config.server.listen if role == "server" else config.api.listen
+
+
+def tls_settings(config: Config, role: Role) -> Ssl | MqttSsl | None:
+    """Returns the TLS settings of a role; None if the role does not use TLS."""
+    if role == "server.mqtt":
+        return config.server.mqtt.ssl if any(address.scheme == "tls" for address in config.server.mqtt_listen) else None
+    if role == "metrics":
+        return None
+    settings = config.server.ssl if role == "server" else config.api.ssl
+    return settings if settings.enable else None
+
+
+def uses_tls(role: Role, address: Listen) -> bool:
+    """Returns whether an address uses TLS, if its role has TLS settings.
+
+    The data of a Unix socket does not leave the machine, so Unix sockets need no TLS.
+    """
+    return address.scheme == "tls" if role == "server.mqtt" else address.scheme != "unix"
 
 
 def with_ports(config: Config, sockets: Sequence[BoundSocket]) -> Config:
@@ -193,10 +224,12 @@ def with_ports(config: Config, sockets: Sequence[BoundSocket]) -> Config:
     def listen(role: Role) -> tuple[Listen, ...]:
         return tuple(dict.fromkeys(one.address for one in sockets if one.role == role))
 
+    mqtt = msgspec.structs.replace(config.server.mqtt, listen=listen("server.mqtt"))
     return msgspec.structs.replace(
         config,
-        server=msgspec.structs.replace(config.server, listen=listen("server")),
+        server=msgspec.structs.replace(config.server, listen=listen("server"), mqtt=mqtt),
         api=msgspec.structs.replace(config.api, listen=listen("api")),
+        metrics=msgspec.structs.replace(config.metrics, listen=listen("metrics")),
     )
 
 
@@ -207,7 +240,7 @@ def _tcp(role: Role, address: Listen, shared: bool) -> list[BoundSocket]:
     try:
         for family, _, _, _, name in sorted(set(found)):  # IPv4 first
             try:
-                bound = _bound(family, (name[0], port, *name[2:]), shared)
+                bound = _bound(role, family, (name[0], port, *name[2:]), shared)
             except OSError as exc:
                 if sockets and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
                     continue  # a machine without IPv6
@@ -221,7 +254,7 @@ def _tcp(role: Role, address: Listen, shared: bool) -> list[BoundSocket]:
     return sockets
 
 
-def _bound(family: int, name: object, shared: bool) -> socket.socket:
+def _bound(role: Role, family: int, name: object, shared: bool) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -229,11 +262,26 @@ def _bound(family: int, name: object, shared: bool) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if role == "server.mqtt":
+            _keep_alive(bound)
         bound.bind(name)  # type: ignore[arg-type]  # an address from getaddrinfo or getsockname
     except BaseException:
         bound.close()
         raise
     return bound
+
+
+def _keep_alive(listening: socket.socket) -> None:
+    """Makes the kernel probe idle connections. An accepted connection inherits the options of the listening socket.
+
+    An MQTT client may have no keep alive (MQTT 5.0, section 3.1.2.10). Only the kernel detects that such a client is gone.
+    """
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)  # the second name is that of macOS
+    if idle is not None:
+        listening.setsockopt(socket.IPPROTO_TCP, idle, PROBE_IDLE_SECONDS)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
 
 
 def _unix(path: Path) -> socket.socket:

@@ -10,28 +10,29 @@ a worker stops the engine and ends when its control connection closes.
 """
 
 import asyncio
-import contextlib
 import signal
 import sys
+import time
 from collections.abc import Callable
-
-import msgspec
 
 from push1st import logs
 from push1st.config.model import Config
 from push1st.errors import ConfigError
 from push1st.process import engine
+from push1st.process.changes import described, require_served
 from push1st.process.children import Processes
+from push1st.process.controlsocket import ControlSocket, Report
 from push1st.process.cpus import worker_count
 from push1st.process.engine import Engine
 from push1st.process.pool import END_SECONDS, Pool, Slot, Tasks
-from push1st.process.rundir import Reloads, RunDir
+from push1st.process.reloads import Applied, Load, Reloads
+from push1st.process.rundir import RunDir
+from push1st.process.serverfacts import facts
 from push1st.process.sockets import BACKLOG, GRACE, SocketTable, flat, wait_until_free, with_ports
+from push1st.status import ServerStatus, assembled
 
 KILL_SECONDS = END_SECONDS / 3
 """the time limit for a worker to end after a second signal to the supervisor"""
-Load = Callable[[], Config]
-"""A function that reads the configuration again, or raises ConfigError if the configuration is not valid."""
 Started = Callable[[Config, int], None]
 """A function that gets the configuration with the real ports, and the number of connections that all workers can hold."""
 
@@ -61,11 +62,10 @@ class Supervisor:
     """Starts and stops the pool and the engine, and reloads the configuration.
 
     load: the function that reads the configuration again at a reload.
-    directory: the run folder, with the progress of reloads, the engine's socket and the certificate.
+    directory: the run folder, with the control socket, the engine's socket and the certificate.
     """
 
     def __init__(self, load: Load, directory: RunDir) -> None:
-        self._load = load
         self._directory = directory
         self._processes = Processes()
         self._sockets = SocketTable()
@@ -74,8 +74,13 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
         """an asyncio event that the second call of `stop` sets"""
-        self._reload = asyncio.Event()
-        self._reloading: asyncio.Task[None] | None = None
+        self._config: Config
+        self._reloads = Reloads(load, self._apply)
+        self._pool.reloads = self._reloads.counts
+        self._control = ControlSocket(directory.path, self._reloads.run, self._status)
+        self._pool.status = self._status
+        self._began = time.monotonic()
+        self._is_starting = True
 
     # From start to stop
 
@@ -84,15 +89,19 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup())
+        loop.add_signal_handler(signal.SIGHUP, self._reloads.on_hangup(self.stop))
         try:
-            await self._start(config)
-            if not self._stop.is_set():
-                connections = sum(slot.worker.ready.result() for slot in self._pool.slots if slot.worker is not None)
-                started(with_ports(config, self._sockets.all()), connections)
-                self._reloading = self._tasks.spawn(self._reloads())
-                await self._stop.wait()
+            async with self._reloads.lock:
+                self._config = config
+                await self._control.open()
+                await self._start(config)
+                self._is_starting = False
+                if not self._stop.is_set():
+                    connections = sum(slot.worker.ready.result() for slot in self._pool.slots if slot.worker is not None)
+                    started(with_ports(config, self._sockets.all()), connections)
+            await self._stop.wait()
         finally:
+            self._control.close()
             await self._end()
 
     def stop(self) -> None:
@@ -101,18 +110,6 @@ class Supervisor:
         if self._stop.is_set():
             self._now.set()
         self._stop.set()
-
-    def _on_hangup(self) -> Callable[[], None]:
-        """Returns the handler of SIGHUP, which reloads the configuration, but stops the server if the terminal is gone."""
-        had_terminal = sys.stdin.isatty()
-
-        def on_hangup() -> None:
-            if had_terminal and not sys.stdin.isatty():
-                self.stop()
-            else:
-                self._reload.set()
-
-        return on_hangup
 
     async def _start(self, config: Config) -> None:
         self._pool.drain = config.server.drain
@@ -132,8 +129,6 @@ class Supervisor:
 
     async def _end(self) -> None:
         """Ends the workers gracefully, then the engine. All listening sockets close after a grace period, `GRACE` × `drain`."""
-        if self._reloading is not None:
-            self._reloading.cancel()
         ends = self._pool.terminate()
         now = asyncio.ensure_future(self._now.wait())
         if ends:
@@ -148,41 +143,40 @@ class Supervisor:
         self._sockets.close()
         await self._stop_engine()
 
+    async def _status(self) -> ServerStatus:
+        reports, missing = await self._pool.reports()
+        config = with_ports(self._config, self._sockets.all())
+        return assembled(config, facts(config, self._began, self._is_starting, self._reloads.last), reports, missing)
+
     # Reloads
 
-    async def _reloads(self) -> None:
-        """Reloads the configuration after each SIGHUP, and writes the progress into the run folder."""
-        last = Reloads()
-        while True:
-            await self._reload.wait()
-            self._reload.clear()
-            last = msgspec.structs.replace(last, begun=last.begun + 1)
-            self._write(last)
-            problems: tuple[str, ...] = ()
+    async def _apply(self, config: Config, workers: bool, report: Report) -> Applied:
+        """Applies a configuration (`reloads.Apply`): in place, or with new workers if the configuration needs them."""
+        pool, before = self._pool, self._config
+        require_served(before, config)
+        keys = pool.restart_keys(config)
+        if worker_count(config) != len(pool.slots):
+            keys = list(dict.fromkeys((*keys, "server.workers")))
+        if not keys and not workers:
+            lines, problems = await pool.change(config)
+            self._set(config)
+            count = len(pool.slots)
+            end = f"reloaded in place: {count} worker{'s' * (count != 1)}"
+            return Applied("applied", (*described(before, config), *lines, end), tuple(problems))
+        if keys:
+            report(f"new workers are needed for {', '.join(keys)}")
+        replaced = "the configuration is good: workers are replaced one by one, each drains for server.drain seconds"
+        problems = await self._replace_all(config, lambda: report(replaced))
+        count = len(pool.slots)
+        return Applied("replaced", (f"reloaded: {count} worker{'s' * (count != 1)}",), tuple(problems))
 
-            def accepted() -> None:
-                nonlocal last
-                last = msgspec.structs.replace(last, accepted=last.begun)
-                self._write(last)
+    def _set(self, config: Config) -> None:
+        self._config = config
+        self._pool.drain = config.server.drain
+        logs.setup(config.log.format, config.log.level, sys.stderr)
 
-            try:
-                problems = await self._replace_all(accepted)
-            except (ConfigError, OSError) as exc:
-                problems = tuple(str(exc).splitlines())
-                for problem in problems:
-                    log.error("reload refused, the server runs as before", problem=problem)
-            except Exception:  # a defect must not end this task, because later reloads need this task
-                log.exception("internal error")
-                problems = ("an internal error; the server's log has its trace",)
-            last = msgspec.structs.replace(last, ended=last.ended + 1, workers=len(self._pool.slots), problems=problems)
-            self._write(last)
-
-    def _write(self, reloads: Reloads) -> None:
-        with contextlib.suppress(OSError):  # the disk may be full; the log also contains the progress
-            self._directory.write(reloads)
-
-    async def _replace_all(self, accepted: Callable[[], None]) -> tuple[str, ...]:
-        """Reads the configuration again and replaces the workers one by one; returns the reasons why workers were not replaced.
+    async def _replace_all(self, config: Config, accepted: Callable[[], None]) -> list[str]:
+        """Replaces the workers one by one; returns the reasons why workers were not replaced.
 
         The server uses the old configuration until the first new worker listens, and then uses the new configuration.
 
@@ -190,10 +184,7 @@ class Supervisor:
         Raises ConfigError or OSError if the first new worker does not start.
         """
         pool = self._pool
-        config = self._load()
         log.info("reloading", workers=worker_count(config))
-        for warning in config.warnings:
-            log.warning("configuration warning", warning=warning)
         had_engine = pool.engine is not None
         added = self._sockets.bind_missing(config)
         try:
@@ -206,8 +197,7 @@ class Supervisor:
             if not had_engine:
                 await self._stop_engine()
             raise
-        pool.drain = config.server.drain
-        logs.setup(config.log.format, config.log.level, sys.stderr)
+        self._set(config)
         count = worker_count(config)
         problems = []
         for slot in pool.slots[1:count]:
@@ -223,8 +213,7 @@ class Supervisor:
         self._sockets.remove_others(config)
         if had_engine and config.has_broker:
             await self._stop_engine()
-        log.info("reloaded", workers=len(pool.slots))
-        return tuple(problems)
+        return problems
 
     # The engine
 

@@ -1,4 +1,6 @@
-"""Makes a self-signed certificate for `ssl: { enable: true }` without certificate files (Push1st API, section 9)."""
+"""Makes a self-signed certificate for `ssl: { enable: true }` without certificate files (Push1st API, section 9). Reads
+certificates.
+"""
 
 import datetime as dt
 import ipaddress
@@ -6,6 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,6 +16,32 @@ from cryptography.x509.oid import NameOID
 
 DAYS = 365
 NOTE = "self-signed certificate in use, which clients reject unless they are configured to accept it"
+
+
+class CertificateFacts(msgspec.Struct, frozen=True):
+    """The content of a certificate.
+
+    begins, expires: the times from which and until which the certificate is valid, in seconds on the wall clock.
+    names: the hosts and addresses that the certificate is for.
+    """
+
+    begins: float
+    expires: float
+    names: frozenset[str]
+
+
+def facts_of(file: str) -> CertificateFacts | None:
+    """Returns the content of the first certificate in a file; None if the file cannot be read."""
+    try:
+        found = x509.load_pem_x509_certificates(Path(file).read_bytes())[0]
+        begins, expires = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    except (OSError, ValueError):
+        return None
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return CertificateFacts(begins, expires, frozenset())
+    return CertificateFacts(begins, expires, frozenset(str(name.value) for name in names))
 
 
 def self_signed(folder: Path | None = None) -> tuple[str, str]:

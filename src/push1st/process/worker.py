@@ -13,20 +13,24 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
+import msgspec
 import uvloop
 
 from push1st import logs
 from push1st.api.hooks import states
-from push1st.api.server import snapshot
-from push1st.config.model import Listen
+from push1st.api.metrics import snapshot
+from push1st.eager import spawn
 from push1st.errors import ConfigError
 from push1st.printable import printable_lines
 from push1st.process.control import (
     Alive,
+    ApplyChange,
+    ChangeReply,
     ControlConnection,
     ControlReply,
     ControlRequest,
     Failed,
+    PrepareChange,
     Ready,
     Retire,
     StartWorker,
@@ -40,6 +44,8 @@ from push1st.process.system import raise_file_limit
 
 GATHER_SECONDS = 3
 """the time limit for the supervisor's reply with the counters or hook states of the other workers"""
+
+log = logs.get("push1st.worker")
 
 
 def main() -> int:
@@ -57,7 +63,7 @@ async def _work(end: socket.socket) -> int:
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
     raise_file_limit()
     siblings = ControlSiblings(order.number, control)
-    sockets = [BoundSocket(role, Listen.parse(address), socket.socket(fileno=fd)) for role, address, fd in order.sockets]
+    sockets = [BoundSocket(role, address, socket.socket(fileno=fd)) for role, address, fd in order.sockets]
     server = Server(config, sockets, siblings)
     if order.engine:
         server.workers(order.nodes)
@@ -70,6 +76,7 @@ async def _work(end: socket.socket) -> int:
         control.send(Failed(str(exc)))
         os._exit(1)  # ends at once; the kernel closes all sockets and files
     control.send(Ready(server.context.descriptors.possible, server.name))
+    server.node.status = siblings.status
     await server.run()
     receiving.cancel()
     await control.close()
@@ -86,11 +93,47 @@ async def _receive(control: ControlConnection, server: Server, siblings: "Contro
                 server.workers(nodes)
             case Alive():
                 control.send(message)
+            case ControlRequest(id, _, True):
+                spawn(_report(control, server, id))
             case ControlRequest(id, app):
-                packed = snapshot(server.node) if app is None else states(server.node.hooks.status(app))
-                control.send(ControlReply(id, [(siblings.number, packed)]))
+                spawn(_reply(control, server, siblings.number, id, app))
             case ControlReply():
                 siblings.on_reply(message)
+            case PrepareChange():
+                spawn(_prepare(control, server, message))
+            case ApplyChange(id):
+                control.send(_apply(server, id))
+
+
+async def _report(control: ControlConnection, server: Server, id: int) -> None:
+    report = await server.report()
+    control.send(ControlReply(id, [(report.figures.worker, msgspec.msgpack.encode(report))]))
+
+
+async def _prepare(control: ControlConnection, server: Server, message: PrepareChange) -> None:
+    problem = ""
+    try:
+        await server.live.prepare(unpack(message.config))
+    except ConfigError as exc:
+        problem = str(exc)
+    except Exception as exc:  # the supervisor must get a reply
+        log.exception("internal error", where="reload")
+        problem = f"internal error: {type(exc).__name__}"
+    control.send(ChangeReply(message.id, problem=problem))
+
+
+def _apply(server: Server, id: int) -> ChangeReply:
+    try:
+        return ChangeReply(id, tuple(server.live.apply()))
+    except Exception as exc:  # as above
+        log.exception("internal error", where="reload")
+        return ChangeReply(id, problem=f"internal error: {type(exc).__name__}")
+
+
+async def _reply(control: ControlConnection, server: Server, number: int, id: int, app: str | None) -> None:
+    """Sends the reply to a `ControlRequest`."""
+    packed = await snapshot(server.node) if app is None else states(server.node.hooks.status(app))
+    control.send(ControlReply(id, [(number, packed)]))
 
 
 def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
@@ -99,7 +142,7 @@ def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
     This function is for systems other than Linux: on Linux the kernel has already killed the worker (`children`).
     """
     if not receiving.cancelled():
-        logs.get("push1st.worker").error("the supervisor is gone", exc_info=receiving.exception())
+        log.error("the supervisor is gone", exc_info=receiving.exception())
         shut_down(engine)
         os._exit(1)
 
@@ -119,10 +162,15 @@ class ControlSiblings:
     async def hooks(self, app: str) -> Sequence[bytes]:
         return [packed for _, packed in await self._request(app)]
 
-    async def _request(self, app: str | None) -> Sequence[tuple[int, bytes]]:
+    async def status(self) -> bytes:
+        """Returns the state of the server as JSON; "" if the supervisor does not reply in time."""
+        packed = await self._request(None, status=True)
+        return packed[0][1] if packed else b""
+
+    async def _request(self, app: str | None, *, status: bool = False) -> Sequence[tuple[int, bytes]]:
         id = next(self._ids)
         reply = self._requests[id] = asyncio.get_running_loop().create_future()
-        self._control.send(ControlRequest(id, app))
+        self._control.send(ControlRequest(id, app, status))
         try:
             done, _ = await asyncio.wait((reply,), timeout=GATHER_SECONDS)
             return reply.result().packed if done else ()

@@ -30,10 +30,12 @@ IDLE, HEAD, BODY = 0, 1, 2
 """the stages of a decoder: between two requests, in the headers of a request, in the body of a request"""
 
 _G = ord("G")
-_HARMLESS = frozenset((b"connection", b"content-length", b"host"))
+_HARMLESS = frozenset((b"accept", b"accept-encoding", b"connection", b"content-length", b"host"))
 _ANSWERED = frozenset((b"connection", b"expect", b"upgrade"))
 _NEEDED = frozenset(
     (
+        b"accept",
+        b"accept-encoding",
         b"authorization",
         b"connection",
         b"content-encoding",
@@ -45,6 +47,7 @@ _NEEDED = frozenset(
         b"last-event-id",
         b"origin",
         b"sec-websocket-key",
+        b"sec-websocket-protocol",
         b"sec-websocket-version",
         b"transfer-encoding",
         b"upgrade",
@@ -111,7 +114,8 @@ class RequestRules:
     `forwarding`: the names of headers that proxies add.
     `is_own_name`: a function that returns whether a Host header is an address or `localhost`; a head with another Host is not
     remembered, because `caller.distrust` must check this Host.
-    `others`: a regular expression for the paths that the API does not serve; heads of requests to these paths are not remembered.
+    `others`: a regular expression for `/metrics`, and for paths that the API does not serve. Requests to these paths need all
+    their headers, so their heads are not remembered.
     `clock`: a function that returns the time in nanoseconds.
     `heads`: a dictionary from remembered headers to the length of the body after these headers.
     """

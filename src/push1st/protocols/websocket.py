@@ -4,6 +4,8 @@ A decoder is needed only while a frame or a message is incomplete, so an idle co
 never masked and never fragmented (RFC 6455 §5.1).
 """
 
+import binascii
+import hashlib
 from codecs import utf_8_decode
 from collections.abc import Iterator
 
@@ -21,6 +23,12 @@ from push1st.errors import Disconnect
 
 class Text(msgspec.Struct, frozen=True, gc=False):
     text: str
+
+
+class Binary(msgspec.Struct, frozen=True, gc=False):
+    """A part of the payload of a binary message (`BinaryDecoder`)."""
+
+    data: bytes
 
 
 class Pinged(msgspec.Struct, frozen=True, gc=False):
@@ -41,8 +49,22 @@ class Closed(msgspec.Struct, frozen=True, gc=False):
     code: int
 
 
-Event = Text | Pinged | Ponged | Fragment | Closed
+Event = Text | Binary | Pinged | Ponged | Fragment | Closed
 PONGED = Ponged()
+
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n%b\r\n"
+
+
+def handshake_answer(key: str, subprotocol: str = "") -> bytes:
+    """Returns the answer that accepts a handshake (RFC 6455 §4.2.2).
+
+    `key`: the header `Sec-WebSocket-Key`. `subprotocol`: the subprotocol that the server has chosen; "" for none.
+    """
+    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+    chosen = b"Sec-WebSocket-Protocol: %b\r\n" % subprotocol.encode() if subprotocol else b""
+    return _SWITCH % (binascii.b2a_base64(digest, newline=False), chosen)
 
 
 def text_head(size: int) -> bytes:
@@ -52,6 +74,11 @@ def text_head(size: int) -> bytes:
     if size < 65_536:
         return b"\x81\x7e" + size.to_bytes(2, "big")
     return b"\x81\x7f" + size.to_bytes(8, "big")
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """Returns the frame of a binary message to a client."""
+    return b"\x82" + text_head(len(payload))[1:] + payload
 
 
 def text_frame(payload: bytes) -> bytes:
@@ -71,6 +98,8 @@ def pong_frame(payload: bytes) -> bytes:
 
 PING_FRAME = b"\x89\x00"
 FIN = 0x80
+MAX_SIZE = (1 << 63) - 1
+"""the maximum number of bytes of a frame's payload (RFC 6455 §5.2)"""
 NOT_UTF8 = "a text message is not UTF-8"
 
 
@@ -94,11 +123,12 @@ class Decoder:
     A violation of RFC 6455 is detected at the first invalid byte, and not at the end of the frame or of the message.
     """
 
-    __slots__ = ("_binary", "_checked", "_fin", "_left", "_mask", "_message", "_most", "_rest")
+    __slots__ = ("_checked", "_fin", "_left", "_mask", "_message", "_most", "_rejected", "_rest")
 
     def __init__(self, most: int, binary: bool = False) -> None:
         self._most = most
-        self._binary = binary
+        self._rejected: Opcode | None = None if binary else Opcode.BINARY
+        """the opcode of messages that end the connection"""
         self._rest = b""
         """the start of an incomplete header or control frame; a control frame has at most 6 + 125 bytes (header + payload)"""
         self._message: bytearray | None = None
@@ -170,8 +200,10 @@ class Decoder:
         match opcode:
             case Opcode.TEXT | Opcode.BINARY if self._message is not None:
                 raise Disconnect(1002, "a new message began before the last one ended")  # RFC 6455 §5.4
-            case Opcode.BINARY if not self._binary:
+            case Opcode.BINARY if self._rejected == opcode:
                 raise Disconnect(1003, "binary messages are not supported")
+            case Opcode.TEXT if self._rejected == opcode:
+                raise Disconnect(1003, "text messages are not supported")
             case Opcode.CONT if self._message is None:
                 raise Disconnect(1002, "a continuation of nothing")  # RFC 6455 §5.4
             case Opcode.TEXT | Opcode.BINARY | Opcode.CONT:
@@ -193,23 +225,48 @@ class Decoder:
             raise Disconnect(1009, f"a message has at most {self._most} bytes")
         return (at + 4, size) if len(data) >= at + 4 else (0, 0)
 
-    def _piece(self, piece: bytes) -> Text | None:
+    def _piece(self, piece: bytes) -> Text | Binary | None:
         """Adds the next bytes of a frame to its message; returns the message if the message is complete. Raises Disconnect."""
         message = self._message
         assert message is not None
         message += apply_mask(piece, self._mask)
-        self._left -= len(piece)
-        if not self._left and self._fin:
+        if self._ends_message(piece):
             self._message, self._checked = None, 0
             return _text(message)
-        turn = len(piece) % 4
-        self._mask = self._mask[turn:] + self._mask[:turn]
         with memoryview(message)[self._checked :] as rest:
             try:
                 self._checked += utf_8_decode(rest, "strict", False)[1]  # the bytes of a character may continue in the next piece
             except UnicodeDecodeError as exc:
                 raise Disconnect(1007, NOT_UTF8) from exc  # RFC 6455 §8.1
         return None
+
+    def _ends_message(self, piece: bytes) -> bool:
+        """Counts the next bytes of a frame; returns whether the message is complete."""
+        self._left -= len(piece)
+        if not self._left and self._fin:
+            return True
+        turn = len(piece) % 4
+        self._mask = self._mask[turn:] + self._mask[:turn]
+        return False
+
+
+class BinaryDecoder(Decoder):
+    """Decodes the payloads of binary messages in pieces, as they arrive, for a protocol whose packets may begin and end anywhere.
+
+    The decoder keeps no payload, so a message may have any size. A text message is a violation.
+    """
+
+    __slots__ = ()
+
+    def __init__(self) -> None:
+        super().__init__(MAX_SIZE, binary=True)
+        self._rejected = Opcode.TEXT
+
+    def _piece(self, piece: bytes) -> Binary:
+        data = apply_mask(piece, self._mask)
+        if self._ends_message(piece):
+            self._message = None
+        return Binary(data)
 
 
 def _control(opcode: int, payload: bytes) -> Event:

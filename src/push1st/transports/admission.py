@@ -12,6 +12,7 @@ from typing import Literal
 from urllib.parse import parse_qsl
 
 from push1st.config.model import ProtocolConfig, SseConfig
+from push1st.config.mqtt import Mqtt
 from push1st.core.app import App
 from push1st.core.session import Session
 from push1st.errors import Disconnect
@@ -24,7 +25,12 @@ AUTHORIZE_SECONDS = 10
 
 
 def admit(
-    context: EdgeContext, protocol: ProtocolConfig | SseConfig, key: str, origin: str | None, ip: str, crowded: Crowded | None
+    context: EdgeContext,
+    protocol: ProtocolConfig | SseConfig | Mqtt,
+    key: str,
+    origin: str | None,
+    ip: str,
+    crowded: Crowded | None,
 ) -> App:
     """Returns the app with the key `key`. Raises Disconnect to reject the client.
 
@@ -46,7 +52,10 @@ def admit(
     if crowded is not None:
         context.refuse_crowded(crowded, ip)
         raise Disconnect(4100, capacity_error(crowded))
-    return context.node.app(found)
+    app, most = context.node.app(found), found.limits.connections
+    if most and (len(app.tenant.sessions) >= most or context.node.controller.shared):
+        context.ends.finish()  # lost connections count until their sessions end
+    return app
 
 
 def token_seconds(session: Session) -> float:

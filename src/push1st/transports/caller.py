@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
-from push1st.config.model import Networks
+from push1st.config.addresses import Networks
 from push1st.messages import ClientRequest
 
 PROXY_HINT = "if the address is your proxy, add it to server.proxies, so that its clients are counted one by one"

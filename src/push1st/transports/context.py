@@ -3,6 +3,7 @@
 Listeners, handlers and connections get the context as an argument. This module imports no listener, handler or connection.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Protocol, get_args
 
@@ -13,6 +14,7 @@ from push1st.limits import Limits
 from push1st.protocols import Codec
 from push1st.transports.caller import PROXY_HINT, shared_address
 from push1st.transports.descriptors import Descriptors
+from push1st.transports.ends import Ends
 from push1st.transports.places import Addresses, Crowded
 from push1st.transports.sweep import Sweep
 from push1st.transports.turn import Turn
@@ -22,6 +24,8 @@ LINGER_BYTES = 16 << 20
 """maximum number of bytes that this worker reads and discards after a rejection; if the worker closed a socket with unread input,
 the client could lose the answer
 """
+VISITED = 2048
+"""maximum number of connections whose unsent bytes are counted in one turn of the event loop"""
 FILES_HINT = "raise the limit of open files (ulimit -n, LimitNOFILE= of a unit), or add workers or machines"
 
 log = logs.get("push1st.transports")
@@ -29,6 +33,10 @@ log = logs.get("push1st.transports")
 
 class Open(Protocol):
     """A connection that this worker ends when the worker stops."""
+
+    @property
+    def unsent(self) -> int:
+        """The number of bytes that wait until the client reads."""
 
     def leave(self, code: int, reason: str) -> None:
         """Ends the connection as soon as the requests in progress are answered."""
@@ -57,9 +65,25 @@ class EdgeContext:
         self.descriptors = Descriptors()
         self.addresses = Addresses(lambda: self.descriptors.possible)
         self.turn = Turn(node.clock.monotonic, self._write, failed)
+        self.ends = Ends(node.clock.monotonic, failed)
+        node.metrics.unsent = self.unsent
         self.arrived = self.turn.arrived
         self._exhausted = logs.Seldom()
         self._full = {why: logs.Seldom() for why in get_args(Crowded)}
+
+    async def unsent(self) -> tuple[int, int]:
+        """Returns the number of unsent bytes of all connections, and the number of connections with unsent bytes.
+
+        A turn of the event loop visits at most `VISITED` connections.
+        """
+        size = count = 0
+        connections = list(self.open)
+        for at in range(0, len(connections), VISITED):
+            sizes = [one.unsent for one in connections[at : at + VISITED]]
+            size += sum(sizes)
+            count += len(sizes) - sizes.count(0)
+            await asyncio.sleep(0)
+        return size, count
 
     def _write(self) -> None:
         """Writes the deliveries of this turn. Does nothing if workers share a broker: the fan-out then schedules the writes."""
@@ -75,6 +99,7 @@ class EdgeContext:
 
         Logs the first rejection for each bound at once, and then at most one line a minute for each bound.
         """
+        self.ends.finish()  # lost connections count until their sessions end
         self.node.metrics.cut_offs["crowded"] += 1
         times = self._full[why].times(self.node.clock.monotonic())
         if times and why == "server":

@@ -17,6 +17,7 @@ from push1st.config.model import AppConfig
 from push1st.eager import MaybeAwaitable
 from push1st.messages import ClientRequest, Request, Response
 from push1st.protocols.http import RequestRules
+from push1st.transports.answers import error
 from push1st.transports.caller import FORWARDING, is_own_name
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
@@ -43,6 +44,12 @@ class SocketOwner(asyncio.Protocol):
     __slots__ = ("address",)
 
     address: str
+    _transport: asyncio.Transport
+
+    @property
+    def unsent(self) -> int:
+        """See `context.Open`."""
+        return self._transport.get_write_buffer_size()
 
     def process(self, data: bytes) -> bool:
         """See `turn.Connection`."""
@@ -110,6 +117,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     page: the name of the client's page, which is not checked; None if the path contains no page (`transports/pages.py`).
     ip: the address of the client; "" on a Unix socket.
     crowded: the bound that the number of connections has reached; None if no bound is reached.
+    subprotocols: the subprotocols that the client offers, separated by commas; "" for none.
     """
 
     method: str
@@ -120,6 +128,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     ip: str
     crowded: Crowded | None = None
     page: str | None = None
+    subprotocols: str = ""
 
 
 class Handler(Protocol):
@@ -161,18 +170,52 @@ which the `SocketOwner` writes first.
 """
 
 
+def refuse_upgrade(_handshake: Handshake, *_: object) -> Response:
+    """Rejects a WebSocket handshake at an address that serves no clients (`UpgradeHandler`)."""
+    return error(404, "metrics.listen accepts no WebSockets: connect to an address of server.listen")
+
+
+class ApiCounts(Protocol):
+    """Counts the requests to the API."""
+
+    def answered(self, request: Request) -> None:
+        """Measures the duration of a request, when it is answered."""
+
+    def refused(self, path: str) -> None:
+        """Counts a rejected request for the app in its path."""
+
+
+class Uncounted:
+    """Counts nothing (`ApiCounts`)."""
+
+    def answered(self, request: Request) -> None: ...
+
+    def refused(self, path: str) -> None: ...
+
+
 class Handlers:
     """The table of a worker's handlers.
 
     serve: the function that serves requests to the API.
     routes: the handlers of all other requests, with the paths that they serve.
     upgrade: the function that serves WebSocket handshakes.
+    counts: counts the requests to the API.
     rules: the rules for the decoders of all HTTP connections, and the request heads that these decoders remember.
     """
 
-    def __init__(self, context: EdgeContext, serve: Serve, routes: Sequence[Route], upgrade: UpgradeHandler) -> None:
+    def __init__(
+        self,
+        context: EdgeContext,
+        serve: Serve,
+        routes: Sequence[Route],
+        upgrade: UpgradeHandler,
+        counts: ApiCounts | None = None,
+    ) -> None:
         self._apps = context.node.apps
         self.serve = serve
+        counts = counts or Uncounted()
+        self.answered = counts.answered
+        self.refused = counts.refused
         self.upgrade = upgrade
         self.least_body = max(context.config.server.max_payload, LEAST_BODY)
         """number of bytes; a request body of at most this size is accepted for every app"""
@@ -183,7 +226,7 @@ class Handlers:
             if route.prefixes
         ]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
-        others = "|".join(path for path, _ in paths) or "(?!)"
+        others = "|".join((*(path for path, _ in paths), "/+metrics"))
         self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:

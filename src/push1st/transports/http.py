@@ -228,7 +228,8 @@ class HttpConnection(Pipeline):
         if found is None:
             distrust = listener.distrust(self._peer, headers)
             key = headers.get(b"idempotency-key")
-            request = Request(event.method, event.path, event.query, event.body, distrust, event.started, key)
+            kept = headers if listener.keeps_headers else None
+            request = Request(event.method, event.path, event.query, event.body, distrust, event.started, key, kept)
             if not self._busy:
                 self._serve(request, keep)
                 return
@@ -274,6 +275,7 @@ class HttpConnection(Pipeline):
             client_of(headers, event.query),
             ip,
             crowded,
+            subprotocols=headers.get(b"sec-websocket-protocol", b"").decode("latin-1"),
         )
         refusal: Response | SocketOwner
         if not event.is_valid:

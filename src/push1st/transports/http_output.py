@@ -90,21 +90,22 @@ class HttpOutput(asyncio.Protocol):
         self._listener.context.node.refusals.log(event, code, reason, **where, ip=self._peer)
 
     def _answer(self, response: Response, keep: bool, head: bool = False) -> None:
-        context = self._listener.context
-        context.node.metrics.requests[response.status] += 1
+        listener = self._listener
+        context = listener.context
+        listener.requests[response.status] += 1
         keep = keep and not context.node.draining
         now = context.sweep.now
         if keep and response.status == 200 and not response.headers and not head:
             body = response.body
-            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type, self._listener.kept), len(body), body))
-            self._deadline = now + self._listener.keep_alive
+            self._answers.append(b"%b%d\r\n\r\n%b" % (ok(now, response.content_type, listener.kept), len(body), body))
+            self._deadline = now + listener.keep_alive
             if self._deadline + 1 < self.due_at:
                 context.sweep.watch(self, self._deadline)
             return
-        self._answers.append(encoded(response, now, self._listener.kept if keep else CLOSE, head))
+        self._answers.append(encoded(response, now, listener.kept if keep else CLOSE, head))
         if not keep:
             self._last = True
-        self._expect(self._listener.keep_alive)
+        self._expect(listener.keep_alive)
 
     def flush(self) -> None:
         """Writes the answers of this turn."""
@@ -192,6 +193,11 @@ class HttpOutput(asyncio.Protocol):
         self._transport.close()
         self._deadline = now + ANSWER_SECONDS
         return self._deadline
+
+    @property
+    def unsent(self) -> int:
+        """See `context.Open`."""
+        return self._transport.get_write_buffer_size()
 
     def leave(self, code: int, reason: str) -> None:
         """Closes the connection, unless a request is in progress or some input is not processed."""

@@ -50,7 +50,7 @@ LOST = Lost()
 def detach(transport: asyncio.Transport) -> None:
     """Removes the reference to the transport from the connection's TLS object, so that no cycle of references remains.
 
-    `connection_lost` calls this function first.
+    `connection_lost` calls this function first. A connection that gets the transport `LOST` earlier must call it then.
     """
     tls = transport.get_extra_info("ssl_object")
     if tls is not None:

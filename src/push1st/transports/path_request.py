@@ -119,9 +119,10 @@ def claims(context: EdgeContext, app: App, client: ClientRequest, ip: str, token
     node = context.node
     where = {"app": app.config.id, "origin": client.origin, "ip": ip}
     try:
-        found = auth.check_access_token(app.config.secret, app.config.id, token, node.clock.wall() // 1_000_000_000)
+        found = auth.check_access_token(app.config.secrets, app.config.id, token, node.clock.wall() // 1_000_000_000)
     except Refused as refused:
         node.metrics.refusals["access-token"] += 1
+        app.counts.refusals += 1
         node.refusals.log("access token refused", 401, refused.text, **where)
         return None
     if found.allows_origin(client.origin):

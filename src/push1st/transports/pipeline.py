@@ -16,6 +16,10 @@ from push1st.transports.http_output import HttpOutput
 from push1st.transports.listener import Listener
 from push1st.transports.sweep import NEVER
 
+SAMPLED = 31 << 10
+"""Bits of the time at which a request began, in nanoseconds: the duration of one in 32 requests to the API is measured. The bits
+are random, because they change every microsecond. measured: a duration takes 5 % of the instructions of a publish."""
+
 
 class Pipeline(HttpOutput):
     """Serves the requests of one HTTP connection."""
@@ -52,6 +56,8 @@ class Pipeline(HttpOutput):
             self._deadline = NEVER
             spawn(self._wait(response, keep, request))
         else:
+            if not request.started & SAMPLED:
+                self._listener.answered(request)
             self._answer(response, keep, request.method == "HEAD")
 
     def _failure(self, exc: Exception, request: Request | HandlerRequest) -> Response:
@@ -59,7 +65,10 @@ class Pipeline(HttpOutput):
         context = self._listener.context
         if isinstance(exc, Refused):
             context.node.metrics.refusals[str(exc.code)] += 1
-            path = request.path if isinstance(request, Request) else None
+            path = None
+            if isinstance(request, Request):
+                path = request.path
+                self._listener.handlers.refused(path)
             self._log("request refused", exc.code, exc.text, method=request.method, path=path)
             return error(exc.code, exc.text)
         context.failed("request")
@@ -71,6 +80,8 @@ class Pipeline(HttpOutput):
             response = await rest
         except Exception as exc:
             response = self._failure(exc, request)
+        if not request.started & SAMPLED:
+            self._listener.answered(request)
         self._done(response, keep, request.method == "HEAD")
 
     def _done(self, response: Response, keep: bool, head: bool = False) -> None:

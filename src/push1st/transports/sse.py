@@ -29,6 +29,7 @@ from push1st.messages import (
     Subscribe,
     SubscriptionRefused,
 )
+from push1st.metrics import NO_CLOSE_FRAME
 from push1st.positions import Position, write_list
 from push1st.protocols.sse import HEARTBEAT, TYPE, WIRES, SseWire, begin_of, position_block, retry_block
 from push1st.transports import path_request
@@ -199,6 +200,7 @@ class EventStream(Takeover):
     __slots__ = (
         "_address",
         "_beat_at",
+        "_began",
         "_channels",
         "_closing",
         "_context",
@@ -280,8 +282,8 @@ class EventStream(Takeover):
             push=NO_TYPES,
             resumption=BY_POSITION,
         )
-        node.metrics.connections["sse"] += 1
         node.metrics.opened["sse"] += 1
+        self._began = context.sweep.now
         return session
 
     # Methods that the session calls
@@ -410,14 +412,14 @@ class EventStream(Takeover):
         context.open.discard(self)
         context.sweep.forget(self)
 
-    def _leave(self, code: int = 1006, reason: str = "") -> None:
+    def _leave(self, code: int = NO_CLOSE_FRAME, reason: str = "") -> None:
         """Ends the session."""
         self._closing = True
         session, self._session = self._session, None
         if session is not None:
             if reason:
                 session.log_end(code, reason)
-            self._context.node.metrics.connections["sse"] -= 1
+            self._context.node.metrics.end("sse", code, self._context.sweep.now - self._began)
             session.detach()
 
     def lost(self, request: object) -> None:

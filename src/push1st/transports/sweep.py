@@ -15,8 +15,10 @@ from collections.abc import Callable
 from math import ceil
 from typing import Protocol
 
-LOOKS = 1000
-"""maximum number of calls of `due` in one turn of the event loop"""
+from push1st.metrics import Histogram
+
+LOOK_SECONDS = 0.005
+"""the seconds after which a turn of the event loop calls no further `due`, because `due` may end a session"""
 AGAIN_SECONDS = 10
 """seconds from an exception in a connection's method `due` to the next call of this method"""
 NEVER = 1 << 62
@@ -40,22 +42,32 @@ class Sweep:
     clock: a function that returns the seconds of a monotonic clock.
     on_error: a function that the sweep calls while it handles an exception that `due` raised.
     each_second: a function that the sweep calls at each tick.
+    lag: the seconds by which each tick was late; the event loop was busy for this time.
     now: the time of the newest tick, for deadlines that do not need an exact time.
     """
 
-    def __init__(self, clock: Callable[[], float], on_error: Callable[[], None], each_second: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        on_error: Callable[[], None],
+        each_second: Callable[[], None],
+        lag: Histogram | None = None,
+    ) -> None:
         self._clock = clock
+        self._lag = lag or Histogram()
         self._each_second = each_second
         self._on_error = on_error
         self._buckets: dict[int, dict[Watched, None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.now = clock()
+        self._tick_at = self.now + 1
         self._done = int(self.now)
         self._waiting: deque[Watched] = deque()
         self._was_late = False
 
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
+        self._tick_at = self._clock() + 1
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -82,6 +94,8 @@ class Sweep:
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
+        self._lag.observe(max(0.0, self.now - self._tick_at))
+        self._tick_at = self.now + 1
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
         if self._was_late:  # the next tick always calls `due`, because each tick of a slow process may be late
             self._each_second()
@@ -95,7 +109,7 @@ class Sweep:
             self.run()
 
     def run(self) -> None:
-        """Calls `due` of each connection whose deadline has come, with at most `LOOKS` calls in a turn of the event loop."""
+        """Calls `due` of each connection whose deadline has come, for about `LOOK_SECONDS` in a turn of the event loop."""
         self.now = self._clock()
         while self._done < int(self.now):
             self._done += 1
@@ -104,8 +118,8 @@ class Sweep:
         self._look()
 
     def _look(self) -> None:
-        waiting = self._waiting
-        for _ in range(min(LOOKS, len(waiting))):
+        waiting, until = self._waiting, self._clock() + LOOK_SECONDS
+        while waiting and self._clock() < until:
             watched = waiting.popleft()
             if watched.due_at > self._done:  # the time of the next call has changed, or the connection was removed
                 continue

@@ -142,9 +142,10 @@ class WebSocketConnection(WebSocketOutput):
                 self._outlive()
             self._wait_for_end()
             return not is_secure
-        if not self._closing:
-            self._closing = True
-            self._leave()
+        if not self._closing and not self._context.ends.add(self):
+            if is_secure:
+                self._outlive()
+            return not is_secure
         sweep = self._context.sweep
         sweep.watch(self, sweep.now + CLOSE_SECONDS)
         return False
@@ -162,7 +163,14 @@ class WebSocketConnection(WebSocketOutput):
                 self._outlive()
                 self._wait_for_end()
                 return
-        self._release()
+        self._lose()
+
+    def _ended_by_client(self) -> None:
+        self._closing = True
+        self._leave()
+        self._transport.close()
+        sweep = self._context.sweep
+        sweep.watch(self, sweep.now + CLOSE_SECONDS)
 
     def _has_input(self) -> bool:
         """Returns whether some input of the session is not applied yet."""

@@ -11,17 +11,17 @@ import math
 from collections.abc import Iterator
 
 from push1st.config.model import ProtocolConfig
-from push1st.core.hub import Write
 from push1st.core.pages import PageConnection
 from push1st.core.resuming import ping
 from push1st.core.session import Session
 from push1st.messages import Ending, Established, Failure, Reply
+from push1st.metrics import NO_CLOSE_FRAME
 from push1st.protocols import Codec
 from push1st.protocols.websocket import PING_FRAME, Decoder, Event, close_frame
 from push1st.transports.admission import AUTHORIZE_SECONDS, EXPIRED, token_seconds
+from push1st.transports.client_socket import ClientSocket
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS, EdgeContext
-from push1st.transports.handlers import SocketOwner
-from push1st.transports.lost import LOST
+from push1st.transports.lost import LOST, detach
 from push1st.transports.sweep import NEVER
 
 CLOSE_SECONDS = 5
@@ -29,7 +29,7 @@ PONG_SECONDS = 30
 """seconds from a ping until the server disconnects a client that has sent nothing since the ping (Pusher protocol, section 7)"""
 
 
-class WebSocketOutput(SocketOwner):
+class WebSocketOutput(ClientSocket):
     """Writes the output to one client, and ends the client's connection.
 
     switch: the answer to the WebSocket handshake; the connection writes this answer before all other output.
@@ -37,21 +37,16 @@ class WebSocketOutput(SocketOwner):
 
     __slots__ = (
         "_authorize_by",
-        "_closing",
-        "_context",
+        "_began",
         "_decoder",
         "_events",
-        "_linger",
         "_page",
         "_pinged",
         "_protocol",
         "_seen",
         "_session",
-        "_slow",
         "_switch",
-        "_transport",
         "codec",
-        "due_at",
     )
 
     def __init__(
@@ -70,7 +65,7 @@ class WebSocketOutput(SocketOwner):
         self._session: Session | None = None
         self._page: PageConnection | None = None
         """the connection of a page, which is notified when the client answers a close frame; None if the URL names no page"""
-        self._seen = context.sweep.now
+        self._began = self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
         self._slow = False
@@ -78,10 +73,6 @@ class WebSocketOutput(SocketOwner):
         self._switch = switch
         self._authorize_by = 0.0
         self.due_at = NEVER
-
-    @property
-    def write(self) -> Write:
-        return self._transport.write
 
     def established(self, activity_timeout: int) -> None:
         """Sends the socket id and the activity timeout, in the first message of a Pusher connection."""
@@ -98,9 +89,7 @@ class WebSocketOutput(SocketOwner):
         node = self._context.node
         node.fanout.direct(session, self._switch)
         self._switch = b""
-        metrics = node.metrics
-        metrics.connections[self.codec.name] += 1
-        metrics.opened[self.codec.name] += 1
+        node.metrics.opened[self.codec.name] += 1
 
     def take_over(self) -> None:
         """Takes over the socket from the HTTP connection, and starts the deadlines of the WebSocket."""
@@ -118,18 +107,6 @@ class WebSocketOutput(SocketOwner):
             first = self._protocol.activity_timeout * (1 - (id(self) >> 4) % 100 / 1000)
             context.sweep.watch(self, self._seen + min(first, self._token_seconds()))
 
-    # asyncio.Protocol
-
-    def pause_writing(self) -> None:
-        """Disconnects a client whose unsent output exceeds the bound. The event loop may call this method during a flush, and
-        a flush must not end a session. So the connection ends after the turn.
-        """
-        self._slow = True
-        asyncio.get_running_loop().call_soon(self._cut)
-
-    def resume_writing(self) -> None:
-        pass
-
     def _cut(self) -> None:
         if not self._closing:
             self._context.node.metrics.cut_offs["slow"] += 1
@@ -142,9 +119,6 @@ class WebSocketOutput(SocketOwner):
             frame = self.codec.reply(reply)
             if frame:
                 self._context.node.fanout.direct(self._session, frame)
-
-    def has_room(self, size: int) -> bool:
-        return self._transport.get_write_buffer_size() + size <= self._context.config.server.outbox
 
     def close(self, code: int, reason: str) -> None:
         self._close(code, reason)
@@ -176,7 +150,7 @@ class WebSocketOutput(SocketOwner):
         self._closing = True
         if self._session is not None:
             self._session.log_end(code, reason)
-        self._leave()
+        self._leave(code)
         if not self._transport.is_closing():
             notice = self.codec.reply(Ending(code, reason)) if announced else b""
             self._transport.write(notice + close_frame(code, reason))
@@ -200,16 +174,10 @@ class WebSocketOutput(SocketOwner):
         if not self._transport.is_closing() and self._transport.can_write_eof():
             self._transport.write_eof()
 
-    def _discard(self, size: int) -> None:
-        self._linger -= size
-        if self._linger <= 0:
-            self._linger = 1
-            self._transport.abort()
-
-    def _leave(self) -> None:
+    def _leave(self, code: int = NO_CLOSE_FRAME) -> None:
         session, self._session = self._session, None
         if session is not None:
-            self._context.node.metrics.connections[self.codec.name] -= 1
+            self._context.node.metrics.end(self.codec.name, code, self._context.sweep.now - self._began)
             session.detach()
 
     def _release(self) -> None:
@@ -228,6 +196,7 @@ class WebSocketOutput(SocketOwner):
 
     def _outlive(self) -> None:
         """Begins to discard output, because the connection was lost before the session applied all input."""
+        detach(self._transport)
         self._transport = LOST
         if self._session is not None:
             self._session.mute(LOST.write)

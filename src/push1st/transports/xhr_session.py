@@ -14,6 +14,7 @@ events.
 """
 
 import asyncio
+from operator import attrgetter
 from typing import Protocol
 
 from push1st.core.app import App
@@ -22,6 +23,7 @@ from push1st.core.pages import PageConnection
 from push1st.core.session import MAX_WAITING_COMMANDS, Session
 from push1st.errors import Refused
 from push1st.messages import ClientRequest, Established, Reply, Response
+from push1st.metrics import NO_CLOSE_FRAME
 from push1st.protocols.pusher_xhr import HEARTBEAT, OPEN_FRAME, decode_messages, end_frames
 from push1st.transports.admission import AUTHORIZE_SECONDS
 from push1st.transports.context import EdgeContext
@@ -70,6 +72,7 @@ class XhrSession:
     __slots__ = (
         "_authorize_by",
         "_beat_at",
+        "_began",
         "_context",
         "_outbox",
         "_period",
@@ -111,7 +114,7 @@ class XhrSession:
         self.is_slow = False
         self.delivery = PageDelivery()
         self._authorize_by = 0.0
-        self._seen = self.wrote_at = context.sweep.now
+        self._began = self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
         """the time of the heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
@@ -126,7 +129,6 @@ class XhrSession:
             page.begin(session)
             self.delivery.begin()
         self._detach()
-        node.metrics.connections[self.codec.name] += 1
         node.metrics.opened[self.codec.name] += 1
         node.fanout.direct(session, OPEN_FRAME)
         context.open.add(self)
@@ -170,7 +172,7 @@ class XhrSession:
         if self.delivery.is_lossy:
             if not self.closing:
                 self._session.log_end(4200, LOSSY)
-            self._expire()
+            self._expire(4200)
             replace_frames(self._outbox, end_frames(4200, LOSSY))
         self.current = current
         self._seen = self._context.sweep.now
@@ -185,7 +187,7 @@ class XhrSession:
         self.delivery.ended(current)
         if self.delivery.is_lossy and not self.closing:
             self._context.node.metrics.cut_offs["gone"] += 1
-            self._expire()
+            self._expire(4200)
             replace_frames(self._outbox, end_frames(4200, LOSSY))
 
     def _detach(self) -> None:
@@ -284,7 +286,7 @@ class XhrSession:
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session, and sends the last frames in the response to the current request, or to the next request."""
         self._session.log_end(code, reason)
-        self._expire()
+        self._expire(code)
         frames = end_frames(code, reason, announced)
         if isinstance(self.current, OpenStream) and self.current.is_full:
             self.current.write_after_end(frames)  # the client may drop these frames, so the next request gets them too
@@ -298,12 +300,12 @@ class XhrSession:
             self.current.request.close()
             self._detach()
 
-    def _expire(self) -> None:
+    def _expire(self, code: int = NO_CLOSE_FRAME) -> None:
         if self.input is not None:
             self.input.drop()
         self._context.open.discard(self)
         if not self.closing:
-            self._context.node.metrics.connections[self.codec.name] -= 1
+            self._context.node.metrics.end(self.codec.name, code, self._context.sweep.now - self._began)
             self._context.addresses.leave(self.address)
             self._session.expire()
 
@@ -312,6 +314,8 @@ class XhrSession:
 
     def abort(self) -> None:
         self._expire()
+
+    unsent = property(attrgetter("_outbox.size"), doc="See `context.Open`.")
 
     def due(self, now: float) -> float | None:
         """Sends a heartbeat if it is due, and disconnects a client that is gone, silent or slow (`sweep.Watched`)."""

@@ -6,8 +6,9 @@ import { obey, options } from './reports.mjs';
 const pusher = new Pusher(options);
 
 obey({
-  read({ headers, body }) {
+  read({ headers, body, older = [] }) {
     const webhook = pusher.webhook({ headers, rawBody: body });
-    return { valid: webhook.isValid(), time: webhook.isValid() && webhook.getTime().getTime(), events: webhook.isValid() && webhook.getEvents() };
+    const valid = webhook.isValid(older);
+    return { valid, time: valid && webhook.getTime().getTime(), events: valid && webhook.getEvents() };
   },
 });

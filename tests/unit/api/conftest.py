@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from push1st.api import Api
+from push1st.brokers.retained import Retain
 from push1st.config.history import HistorySection
 from push1st.config.model import AppConfig, Config
 from push1st.eager import resolve
@@ -32,11 +33,13 @@ class Caller:
         self.headers: list[bytes] = []
         publish = self.world.memory.publish
 
-        def noted(message: Message, section: HistorySection | None = None, key: str = "") -> Published:
+        def noted(
+            message: Message, section: HistorySection | None = None, key: str = "", retain: Retain | None = None
+        ) -> Published:
             options = Options(0, message.delivery, message.target)
             self.headers.append(message.headers)
             self.sent.append((message.channel, message.event, message.data, message.exclude, options))
-            return publish(message, section, key)
+            return publish(message, section, key, retain)
 
         self.world.memory.publish = noted  # type: ignore[method-assign]
 

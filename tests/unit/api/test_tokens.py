@@ -69,13 +69,20 @@ def test_access_token_has_the_requested_claims(caller):
 
 def test_an_access_token_may_end(caller):
     _, token = caller.post("token/access", {"channel": "c", "ttl": 60})
-    assert auth.check_access_token(SECRET, APP, token, WALL + 1059).exp == WALL + 1060
+    assert auth.check_access_token((SECRET,), APP, token, WALL + 1059).exp == WALL + 1060
 
 
 def test_an_access_token_may_name_several_channels(caller):
     _, token = caller.post("token/access", {"channel": ["a", "private-*"], "origin": "http://a"})
-    claims = auth.check_access_token(SECRET, APP, token, WALL)
+    claims = auth.check_access_token((SECRET,), APP, token, WALL)
     assert (claims.channels, claims.origin) == (("a", "private-*"), "http://a")
+
+
+def test_access_token_may_name_a_user(caller):
+    _, token = caller.post("token/access", {"channel": "c", "user": "kitchen"})
+    assert auth.check_access_token((SECRET,), APP, token, WALL).sub == "kitchen"
+    _, token = caller.post("token/access", {"channel": "c", "user": None})
+    assert auth.check_access_token((SECRET,), APP, token, WALL).sub is None
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,10 @@ def test_an_access_token_may_name_several_channels(caller):
         {"channel": "*", "ttl": 10**30},
         {"channel": "*", "origin": ""},
         {"channel": "*", "origin": None},
+        {"channel": "*", "user": ""},
+        {"channel": "*", "user": 7},
+        {"channel": "*", "user": "a\n"},
+        {"channel": "*", "user": "u" * 129},
         [],
         b"x",
     ],

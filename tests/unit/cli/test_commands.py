@@ -7,15 +7,26 @@ import pytest
 
 from push1st.cli import arguments, client
 from push1st.cli.serve import demo_text
-from push1st.config.model import ApiConfig, Config, Listen, ServerConfig, demo
+from push1st.config.addresses import Listen
+from push1st.config.model import ApiConfig, Config, ServerConfig, demo
 from push1st.errors import ClientError, ConfigError, Rejected
 
 COMMANDS = {
+    "init": ["init"],
     "serve": ["serve"],
     "reload": ["reload"],
+    "status": ["status"],
     "check": ["check"],
+    "app list": ["app", "list"],
+    "app show": ["app", "show", "a"],
+    "app add": ["app", "add", "a"],
+    "app rotate": ["app", "rotate", "a"],
+    "app retire": ["app", "retire", "a"],
+    "app enable": ["app", "enable", "a"],
+    "app remove": ["app", "remove", "a", "--yes"],
     "token session": ["token", "session", "1.2", "private-a"],
     "token access": ["token", "access"],
+    "token check": ["token", "check", "TOKEN"],
     "publish": ["publish", "c", "e"],
     "subscribe": ["subscribe", "c"],
     "history": ["history", "c"],

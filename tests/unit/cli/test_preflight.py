@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from push1st.cli.preflight import mistakes, notes, obstacle
-from push1st.config.model import ApiConfig, Config, HooksConfig, Listen, ServerConfig, Ssl
+from push1st.config.addresses import Listen
+from push1st.config.model import ApiConfig, Config, HooksConfig, ServerConfig, Ssl
+from push1st.config.mqtt import Mqtt, MqttSsl
 
 
 def test_a_folder_that_does_not_exist_yet_is_no_mistake_and_is_not_created(tmp_path: Path) -> None:
@@ -61,6 +63,17 @@ def test_wrong_certificate_is_an_error_and_unreadable_certificate_is_a_note(
     (line,) = notes(config)
     assert line.startswith(said)
     assert mistakes(config) == []
+
+
+def test_mqtt_certificates_are_checked_too(tmp_path: Path) -> None:
+    for name in ("key", "cert", "ca"):
+        (tmp_path / name).write_text("nothing")
+    ssl = MqttSsl(key=str(tmp_path / "key"), cert=str(tmp_path / "cert"), ca=str(tmp_path / "ca"))
+    mqtt = Mqtt(listen=(Listen("tls", "127.0.0.1", 1),), ssl=ssl)
+    server = ServerConfig(proto=frozenset({"mqtt"}), listen=(), mqtt=mqtt)
+    first, second = mistakes(Config(server=server, api=ApiConfig(listen=())))
+    assert first.startswith(f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: ")
+    assert second.startswith(f"cannot use the certificates of authorities in {tmp_path}/ca: ")
 
 
 def machine_notes(config: Config) -> list[str]:

@@ -76,7 +76,7 @@ def test_path_has_the_channels_and_the_positions() -> None:
 
 def test_path_has_a_token_for_channels_that_need_one() -> None:
     query = parse_qs(urlsplit(raw_path("/ws/app/", "id", "key", "secret", ["a", "private-b"], None, "5")).query)
-    claims = auth.check_access_token("secret", "id", query["token"][0], 0)
+    claims = auth.check_access_token(("secret",), "id", query["token"][0], 0)
     assert (claims.allows("private-b"), claims.allows("private-c"), query["rewind"]) == (True, False, ["5"])
 
 

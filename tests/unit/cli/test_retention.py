@@ -119,7 +119,7 @@ def test_a_number_of_bytes_is_readable(size: int, text: str) -> None:
 def test_check_prints_the_history_of_each_app(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "server.yml").write_text("server: { listen: false }\napi: { listen: unix://api }\ncredentials: apps.yml\n")
     (tmp_path / "apps.yml").write_text(f"shop: {{ key: k, secret: {'s' * 32}, history: [ {{ filter: chat-*, ttl: 60 }} ] }}\n")
-    assert check.run(Namespace(config=str(tmp_path / "server.yml"))) == 0
+    assert check.run(Namespace(config=str(tmp_path / "server.yml"), json=False)) == 0
     printed = capsys.readouterr().out
     assert "\n    keeps 100 events for 60 s on chat-*: at most 1.0 MB for each channel\n" in printed
     assert "\n  note: shop: history section 1 (chat-*): ttl is 60 s, but resume.seconds is 300 s: " in printed
@@ -133,9 +133,14 @@ def test_check_prints_the_history_of_each_app(tmp_path: Path, capsys: pytest.Cap
             "WebSockets (pusher and websocket), server-sent events and signed API calls on ws://*:6001",
             "; WebSockets and server-sent events too",
         ),
-        ({"websocket", "mqtt"}, "WebSockets (websocket) and signed API calls on ws://*:6001", "; WebSockets too"),
+        ({"websocket", "mqtt"}, "WebSockets (mqtt and websocket) and signed API calls on ws://*:6001", "; WebSockets too"),
+        (
+            {"websocket", "mqtt", "pusher"},
+            "WebSockets (mqtt, pusher and websocket) and signed API calls on ws://*:6001",
+            "; WebSockets too",
+        ),
         ({"sse"}, "server-sent events and signed API calls on http://*:6001", "; server-sent events too"),
-        ({"mqtt"}, "signed API calls on http://*:6001", ", unix"),
+        (set(), "signed API calls on http://*:6001", ", unix"),
     ],
 )
 def test_the_listeners_show_the_protocols(proto: set[str], first: str, second: str) -> None:

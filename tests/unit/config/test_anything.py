@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, load
@@ -55,7 +55,6 @@ def attempt(folder, server, app):
     assert all(line.startswith(("server.yml", "app.yml")) for line in lines), lines
 
 
-@settings(deadline=None)
 @given(place=st.sampled_from(PLACES), value=structures)
 def test_any_value_of_any_key_loads_or_is_a_list_of_errors(folder, place, value):
     for key in reversed(place):
@@ -64,7 +63,6 @@ def test_any_value_of_any_key_loads_or_is_a_list_of_errors(folder, place, value)
     attempt(folder, server.encode(), app.encode())
 
 
-@settings(deadline=None)
 @given(place=st.sampled_from(PLACES), text=st.text(alphabet="ab:*&!{}[],-#'\"\\\n <~?|>@%1.", max_size=40))
 def test_any_text_of_any_key_loads_or_is_a_list_of_errors(folder, place, text):
     value = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place)).rstrip("\n") + " " + text
@@ -72,14 +70,12 @@ def test_any_text_of_any_key_loads_or_is_a_list_of_errors(folder, place, text):
     attempt(folder, server.encode(), app.encode())
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_load_or_are_a_list_of_errors(folder, data):
     attempt(folder, data, b"")
     attempt(folder, b"credentials: app.yml", data)
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([*ROOT_VARIABLES, *APP_VARIABLES, "PUSH1ST_APP_ID"]), st.text(max_size=20), max_size=5))
 def test_any_environment_loads_or_is_a_list_of_errors(env):
     lines = problems(lambda: demo(env))

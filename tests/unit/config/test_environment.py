@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from push1st.config import model as plain
+from push1st.config.addresses import Listen, Networks
 from push1st.config.load import APP_VARIABLES, ROOT_VARIABLES, demo, with_env
-from push1st.config.model import Config, Listen, Networks
+from push1st.config.model import Config
 from push1st.errors import ConfigError
 
 APP_TEXT = "a: { key: a-key, secret: a-secret }\n"

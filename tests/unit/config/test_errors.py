@@ -78,7 +78,7 @@ def test_all_problems_are_listed_in_order(wrong):
         ("log: { file: { verbos: 5 } }", "1: log.file.verbos: unknown key, did you mean verbose?"),
         ("server: { lisen: x }", "1: server.lisen: unknown key, did you mean listen?"),
         ("apis: 1", "1: apis: unknown key, did you mean api?"),
-        ("xyz: 1", "1: xyz: unknown key, allowed: server, api, broker, log, hooks, credentials, cluster, ssl"),
+        ("xyz: 1", "1: xyz: unknown key, allowed: server, api, broker, log, hooks, metrics, credentials, cluster, ssl"),
         ("api: { module: { sms: 1 } }", "1: api.module.sms: unknown key, allowed: smpp"),
         ("server: { listen: !x tcp://*:1 }", '1: server.listen: found "tcp://*:1" (a number or date), allowed: tcp://HOST:PORT'),
         ("server: { app-path: 'a\\tb', proxies: \"\\u0007\" }", "1: server.app-path: found"),
@@ -122,7 +122,7 @@ def test_all_problems_are_listed_in_order(wrong):
             '1: server.ssl.enable: found "yes" (text), allowed: true or false, without quotes',
         ),
         ("workers: 2", "1: workers: unknown key, did you mean server.workers?"),
-        ("listen: tcp://*:1", "1: listen: unknown key, did you mean server.listen or api.listen?"),
+        ("listen: tcp://*:1", "1: listen: unknown key, did you mean server.listen or api.listen or metrics.listen?"),
         ("apps: [ { id: a } ]", "1: apps: unknown key, allowed: apps in files of their own, under credentials: [ apps/*.yml ]"),
         ("broker: redis:127.0.0.1:6379", "1: broker: found a URL without // after its first colon, allowed: memory, "),
         ("server:\n\tdrain: 1\n", "2: found a tab, allowed: spaces"),
@@ -204,7 +204,7 @@ def test_text_in_errors_is_short_and_printable(wrong):
 @pytest.mark.parametrize(
     "text",
     [
-        "a: { key: k, secret: [ hunter2 ] }",
+        "a: { key: k, secret: [ hunter2, hunter2 ] }",
         "a: { key: k, secret: { hunter2: 1 } }",
         'a: { key: k, secret: "hunter2\\0" }',
         "a: { key: k, secret: 2.5 , secret hunter2 }",
@@ -233,6 +233,16 @@ def test_error_never_shows_a_secret(wrong, text):
 def test_error_never_shows_a_broker_url(wrong):
     assert "hunter2" not in "".join(wrong("broker: http://:hunter2@h/"))
     assert "hunter2" not in "".join(wrong("", env={"PUSH1ST_BROKER": "http://:hunter2@h/"}))
+
+
+@pytest.mark.parametrize(
+    "token", ["hunter2", '"hunter2 and more words"', "hunter2hunter2é123", "[ hunter2 ]", f"hunter2{'x' * 512}"]
+)
+def test_error_never_shows_the_token_of_the_metrics(wrong, token):
+    (line,) = wrong(f"metrics: {{ token: {token} }}")
+    assert line.startswith("server.yml:1: metrics.token: ")
+    assert "16 to 512 visible ASCII characters" in line
+    assert "hunter2" not in line
 
 
 # Bounds

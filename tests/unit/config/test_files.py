@@ -9,9 +9,11 @@ import pytest
 
 from push1st.channels import type_names
 from push1st.config import tree
+from push1st.config.addresses import Listen, Networks
 from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.config.load import BROKER_NOTE, CLUSTER_NOTE, load
-from push1st.config.model import Config, HooksConfig, Listen, Networks, SseConfig, unserved
+from push1st.config.model import Config, HooksConfig, MetricsConfig, SseConfig, unserved
+from push1st.config.mqtt import Mqtt, MqttSsl
 from push1st.config.schema import Table
 from push1st.config.tables import APP, ROOT
 from push1st.errors import ConfigError
@@ -58,7 +60,6 @@ def test_each_key_of_push1st_without_effect_is_noted_once():
         "server.yml:9: server.threads: has no effect here; use server.workers",
         "server.yml:46: api.module.smpp: has no effect here: there is no SMPP gateway",
         f"server.yml:29: cluster: {CLUSTER_NOTE}{BROKER_NOTE}",
-        "server.yml:8: server.proto: mqtt does nothing yet",
         "apps/devices.yml:1: devices: found no secret, so the app has public channels only",
     )
 
@@ -81,7 +82,6 @@ def test_a_configuration_of_the_package_of_push1st_loads():
         "server.yml:44: log.syslog: has no effect here; see log.format and log.level",
         "server.yml:45: log.remote: has no effect here; see log.format and log.level",
         f"apps/app.yml:2: app-test.enbale: {APP['enbale'].note}",
-        "server.yml:8: server.proto: mqtt does nothing yet",
     )
 
 
@@ -144,6 +144,32 @@ def test_every_key_loads():
     assert one.resume == Resume(seconds=60, acknowledge=5, pages=1000)
     assert server.history == HistoryBounds(bytes=1_000_000, channels=50)
     assert server.sse == SseConfig(path="/events/", whitelist=Networks.parse(["10.0.0.0/8"]))
+    assert server.mqtt == Mqtt(
+        listen=(
+            Listen("tcp", "127.0.0.1", 1883),
+            Listen("tls", port=8883),
+            Listen("unix", path=str(CONFIGS / "everything" / "run" / "mqtt.sock")),
+        ),
+        ssl=MqttSsl(
+            **{name: str(CONFIGS / "everything" / "tls" / f"{file}.pem") for name, file in (("cert", "mqtt"), ("ca", "ca"))},
+            key=str(CONFIGS / "everything" / "tls" / "mqtt.key"),
+            verify="optional",
+        ),
+        app="two",
+        path="/devices/",
+        activity_timeout=65_535,
+        push=frozenset({"public"}),
+        anonymous_push=frozenset({"public"}),
+        whitelist=Networks.parse(["10.0.0.0/8"]),
+        max_payload=3000,
+        session_expiry=60,
+        inflight=5,
+        queue=6,
+        topic_aliases=7,
+        publishes=0,
+        event="measured",
+        proxy_protocol=True,
+    )
     assert (two.history, two.resume) == ((), Resume())
     assert (two.name, two.hook, two.webhooks, two.limits.payload) == ("two", None, (), 100_000)
 
@@ -152,10 +178,10 @@ def test_every_key_without_effect_gives_one_note():
     notes = load(CONFIGS / "everything" / "server.yml", {}).warnings
     for path in (
         *("server.threads", "server.accept", "server.path", "server.smpp", "api.threads", "api.accept", "api.module.smpp"),
-        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.enbale"),
+        *("log.stdout", "log.file", "log.syslog", "log.remote", "one.hook", "one.enbale", "server.mqtt.listen"),
     ):
         assert len([note for note in notes if f" {path}: " in note]) == 1, path
-    assert len(notes) == 13
+    assert len(notes) == 14
 
 
 def test_no_note_shows_a_secret():
@@ -298,12 +324,6 @@ def test_certificate_without_enable_has_a_warning(reading):
         "server.yml:1: server.ssl: cert and key have no effect without enable: true, so clients connect without TLS",
     )
     assert reading(text.replace("cert", "enable: false, cert"), APP_TEXT).warnings == ()
-
-
-def test_mqtt_warns_that_it_does_nothing_yet(reading):
-    assert reading("server: { proto: [ pusher, mqtt ] }\n", APP_TEXT).warnings == (
-        "server.yml:1: server.proto: mqtt does nothing yet",
-    )
 
 
 @pytest.mark.parametrize("broker", ["memory", "embedded:///usr/bin/valkey-server", "redis://10.0.0.1/0"])
@@ -496,3 +516,28 @@ def test_a_key_fits_into_urls_and_signatures(wrong, key):
 def test_an_id_fits_into_urls(wrong):
     (line,) = wrong("", "a/b: { key: k, secret: s }")
     assert line.startswith("apps/0.yml:1: a/b: found text, allowed: 1 to 128 visible")
+
+
+# Metrics
+
+
+def test_metrics_have_no_address_and_no_token_by_default(reading):
+    assert reading("").metrics == MetricsConfig()
+
+
+def test_metrics_have_addresses_and_a_token(reading, tmp_path):
+    metrics = reading("metrics: { listen: [ tcp://*:9601, unix://run/metrics ], token: 0123456789abcdef }").metrics
+    assert [str(one) for one in metrics.listen] == ["tcp://*:9601", f"unix://{tmp_path}/run/metrics"]
+    assert metrics.token == "0123456789abcdef"
+    assert reading("metrics: { listen: false }").metrics.listen == ()
+
+
+def test_variables_set_the_metrics(reading):
+    env = {"PUSH1ST_METRICS_LISTEN": "tcp://127.0.0.1:9601", "PUSH1ST_METRICS_TOKEN": "0123456789abcdef"}
+    metrics = reading("", env=env).metrics
+    assert [str(one) for one in metrics.listen] == ["tcp://127.0.0.1:9601"]
+    assert metrics.token == "0123456789abcdef"
+
+
+def test_the_token_is_hidden_in_a_printed_configuration(reading):
+    assert "0123456789abcdef" not in repr(reading("metrics: { token: 0123456789abcdef }"))

@@ -2,8 +2,9 @@
 
 import pytest
 
+from push1st.config.addresses import Networks
 from push1st.config.history import HistoryBounds, HistorySection, Resume
-from push1st.config.model import Networks, SseConfig
+from push1st.config.model import SseConfig
 
 
 def of(keys: str) -> str:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.channels import type_names
-from push1st.config.model import AppConfig, Config, Hook, Listen, Networks, Webhook, demo, network, strictness, unserved
+from push1st.config.addresses import Listen, Networks, network
+from push1st.config.model import AppConfig, Config, Hook, Webhook, demo, strictness, unserved
 from push1st.limits import Limits
 
 
@@ -77,9 +78,9 @@ def test_configuration_without_a_usable_app_is_rejected(apps, said):
 def test_configuration_without_protocols_or_addresses_is_rejected():
     config = demo()
     assert not unserved(config)
-    proto = msgspec.structs.replace(config.server, proto=frozenset({"mqtt"}))
-    assert unserved(msgspec.structs.replace(config, server=proto)).startswith("server.proto has none of pusher, websocket, sse")
-    for protocol in ("pusher", "websocket", "sse"):
+    proto = msgspec.structs.replace(config.server, proto=frozenset())
+    assert unserved(msgspec.structs.replace(config, server=proto)).startswith("server.proto has none of pusher, websocket, mqtt")
+    for protocol in ("pusher", "websocket", "mqtt", "sse"):
         one = msgspec.structs.replace(config.server, proto=frozenset({protocol}))
         assert not unserved(msgspec.structs.replace(config, server=one))
     off = msgspec.structs.replace(config.server, listen=())

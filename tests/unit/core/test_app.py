@@ -2,14 +2,17 @@
 
 import pytest
 
+from push1st import auth
 from push1st.apps.files import Files
+from push1st.auth import Claims
 from push1st.config.history import HistorySection
 from push1st.config.model import AppConfig, Authorize, Webhook
+from push1st.core.session import Session
 from push1st.errors import Disconnect
 from push1st.logs import MASK
-from push1st.messages import Failure, Publish, Subscribe, Subscribed
-from tests.support.loop import done
-from tests.support.node import APP, World, app_config, token
+from push1st.messages import Failure, Publish, SignIn, Subscribe, Subscribed
+from tests.support.loop import done, turns
+from tests.support.node import APP, KEY, RAW, Outlet, World, app_config, token
 from tests.support.transport import Site
 
 
@@ -181,6 +184,124 @@ def test_a_changed_secret_signs_and_is_masked_in_the_log(world):
     session.handle(Subscribe("private-c", old))
     assert outlet.last.kind == "AuthError"
     assert world.node.refusals._without_secrets("secret another-secret") == f"{MASK} {MASK}"
+
+
+def test_each_of_several_secrets_is_masked_in_the_log(world):
+    world.node.refusals.enable(world.clock.monotonic, [])
+    configure(world, secret="new-secret", older_secrets=("older",))
+    assert world.node.refusals._without_secrets("new-secret older") == f"{MASK} {MASK}"
+
+
+OLD, NEW = "secret", "another-secret"
+USER = '{"id":"u1"}'
+
+
+def sign(session: Session, channel: str, secret: str) -> str:
+    return f"{KEY}:{auth.channel_signature(secret, session.id, channel)}"
+
+
+def ended(*outlets: Outlet) -> list[int]:
+    """Returns the close code of each client, or 0."""
+    return [outlet.closes[-1][0] if outlet.closes else 0 for outlet in outlets]
+
+
+def test_each_of_several_secrets_verifies(world):
+    configure(world, secret=NEW, older_secrets=(OLD,))
+    session, outlet = world.session()
+    for secret, channel in ((NEW, "private-new"), (OLD, "private-old")):
+        session.handle(Subscribe(channel, sign(session, channel, secret)))
+        assert outlet.last == Subscribed(channel)
+    assert world.app.secret_use.counts == [1, 1]
+    session.handle(Subscribe("private-none", sign(session, "private-none", "unknown")))
+    assert outlet.last.kind == "AuthError"
+    assert world.app.secret_use.counts == [1, 1]
+
+
+async def test_a_retired_secret_ends_the_clients_that_only_it_verified(world):
+    before, before_outlet = world.session()
+    before.handle(Subscribe("private-c", sign(before, "private-c", OLD)))
+    user, user_outlet = world.session()
+    user.handle(SignIn(f"{KEY}:{auth.user_signature(OLD, user.id, USER)}", USER))
+    _, token_outlet = world.session(wire=RAW, claims=Claims(APP, "*", ("private-*",), None), push=frozenset())
+    public, public_outlet = world.session()
+    public.handle(Subscribe("c"))
+    configure(world, secret=NEW, older_secrets=(OLD,))
+    new, new_outlet = world.session()
+    new.handle(Subscribe("private-c", sign(new, "private-c", NEW)))
+    late, late_outlet = world.session()
+    late.handle(Subscribe("private-c", sign(late, "private-c", OLD)))
+    mixed, mixed_outlet = world.session()
+    mixed.handle(Subscribe("private-c", sign(mixed, "private-c", NEW)))
+    mixed.handle(SignIn(f"{KEY}:{auth.user_signature(OLD, mixed.id, USER)}", USER))
+    outlets = (before_outlet, user_outlet, token_outlet, public_outlet, new_outlet, late_outlet, mixed_outlet)
+    await turns()
+    assert ended(*outlets) == [0] * 7
+    configure(world, secret=NEW)
+    await turns()
+    assert ended(*outlets) == [4200, 4200, 4009, 0, 0, 4200, 4200]
+    assert world.metrics.cut_offs["secret-retired"] == 5
+    assert world.app.secret_use is None
+
+
+async def test_clients_with_tokens_of_the_first_secret_stay(world):
+    configure(world, secret=NEW, older_secrets=(OLD,))
+    outlets = []
+    for place in (0, 1):
+        claims = Claims(APP, "*", ("private-*",), None, place=place)
+        outlets.append(world.session(wire=RAW, claims=claims, push=frozenset())[1])
+    assert world.app.secret_use.counts == [1, 1]
+    configure(world, secret=NEW)
+    await turns()
+    assert ended(*outlets) == [0, 4009]
+
+
+async def test_a_secret_that_is_replaced_at_once_is_retired(world):
+    session, outlet = world.session()
+    session.handle(Subscribe("private-c", sign(session, "private-c", OLD)))
+    configure(world, secret=NEW)
+    await turns()
+    assert ended(outlet) == [4200]
+
+
+async def test_a_second_rotation_ends_the_clients_of_the_first_one(world):
+    configure(world, secret=NEW, older_secrets=(OLD,))
+    session, outlet = world.session()
+    session.handle(Subscribe("private-c", sign(session, "private-c", NEW)))
+    configure(world, secret=NEW)
+    configure(world, secret="third", older_secrets=(NEW,))
+    configure(world, secret=NEW, older_secrets=("third",))
+    await turns()
+    assert ended(outlet) == [0]
+    configure(world, secret="third")
+    await turns()
+    assert ended(outlet) == [4200]
+
+
+async def test_clients_that_the_backend_has_authorised_stay(world):
+    decided = (Authorize(url="http://h/", on=frozenset(("subscribe",)), filter=("private-b",)),)
+    configure(world, authorize=decided)
+    backend, backend_outlet = world.session()
+    backend.handle(Subscribe("private-b"))
+    signed, signed_outlet = world.session()
+    signed.handle(Subscribe("private-c", sign(signed, "private-c", OLD)))
+    configure(world, authorize=decided, secret=NEW)
+    await turns()
+    assert ended(backend_outlet, signed_outlet) == [0, 4200]
+
+
+def test_a_client_that_has_ended_is_forgotten(world):
+    configure(world, secret=NEW, older_secrets=(OLD,))
+    session, _ = world.session()
+    session.handle(Subscribe("private-c", sign(session, "private-c", OLD)))
+    session.expire()
+    assert world.app.secret_use.change((NEW,)) == set()
+
+
+def test_an_app_with_one_secret_records_no_clients(world):
+    session, _ = world.session()
+    session.handle(Subscribe("private-c", sign(session, "private-c", OLD)))
+    configure(world, name="new")
+    assert world.app.secret_use is None
 
 
 def test_bodies_of_requests_follow_the_limits_of_the_app():

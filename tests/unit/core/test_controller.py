@@ -4,11 +4,12 @@ import asyncio
 
 import pytest
 
-from push1st.core.controller import TopicHandler
+from push1st.brokers import ALL_WORKERS
+from push1st.core.controller import CONNECTIONS, TopicHandler
 from push1st.errors import Refused
 from push1st.messages import Options, Subscribe
 from tests.support.loop import done, turns
-from tests.support.node import APP, World
+from tests.support.node import APP, World, app_config
 
 
 def test_request_for_a_removed_topic_handler_gets_no_reply(world):
@@ -93,6 +94,30 @@ async def test_sender_is_notified_of_a_message_that_the_broker_rejects(slow):
     lost: list[str] = []
     slow.node.controller.send_to_topic(slow.app, "#one", b"1", lambda: lost.append("one"))
     assert lost == ["one"]
+
+
+def test_connections_are_those_of_one_app():
+    world = World(app_config(), app_config(id="other", key="other-key"))
+    for _ in range(2):
+        world.session()
+    other = world.node.app(world.apps[1])
+    assert [done(world.node.controller.connections(app)) for app in (world.app, other)] == [2, 0]
+
+
+def test_app_that_this_worker_has_not_used_has_no_connections(world):
+    assert world.node.controller.reply("", ALL_WORKERS, CONNECTIONS + b"unused") == b"0"
+
+
+def test_worker_of_an_older_version_counts_no_connections(world):
+    async def request(*_: object) -> list[bytes]:
+        return [b"", b"2"]
+
+    world.memory.request = request
+    assert done(world.node.controller.connections(world.app)) == 2
+
+
+def test_unknown_request_to_all_workers_gets_no_reply(world):
+    assert world.node.controller.reply("", ALL_WORKERS, b"of a newer version") == b""
 
 
 def test_sessions_and_reach_are_those_of_all_workers(world):

@@ -290,7 +290,7 @@ def compare(taken: list[tuple[str, int, int]]) -> None:
         both.check()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(walks)
 def test_sessions_send_and_store_the_same_as_their_model(taken):
     compare(taken)
@@ -298,7 +298,7 @@ def test_sessions_send_and_store_the_same_as_their_model(taken):
 
 @pytest.mark.long
 @pytest.mark.parametrize("part", range(4))  # `make test-long` runs the parts side by side
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 @given(walks)
 def test_sessions_send_and_store_the_same_as_their_model_in_many_walks(part, taken):
     compare(taken)

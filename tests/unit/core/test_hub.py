@@ -7,11 +7,16 @@ import pytest
 from push1st.channels import kind_of
 from push1st.core.hub import MAX_PREFIX_PARTS, Channel, Lane, LanesOf, Tenant
 from push1st.messages import Member, Message
+from push1st.metrics import AppCounts
 from push1st.positions import Position
 from tests.support.frames import Wire
 from tests.support.node import APP
 
 PLAIN, OTHER = Wire("plain"), Wire("other")
+
+
+class CountedApp:
+    counts = AppCounts()
 
 
 class Client:
@@ -21,13 +26,14 @@ class Client:
         self.id = id
         self.wire = wire
         self.lanes: tuple[Lane, ...] = ()
+        self.app = CountedApp()
 
     def write(self, data: bytes) -> None: ...
 
 
 @pytest.fixture
 def tenant():
-    return Tenant()
+    return Tenant(AppCounts())
 
 
 def client(id: str = "1.1", wire: Wire = PLAIN) -> Client:
@@ -84,9 +90,19 @@ def test_lanes_of_subscriptions_are_listed_without_a_copy(tenant):
     lanes = LanesOf(subscriptions)
     assert (len(lanes), list(lanes)) == (2, [one.lane for one in subscriptions.values()])
     assert subscriptions["a"].lane in lanes
-    assert Lane(PLAIN) not in lanes
+    assert Lane(AppCounts(), PLAIN) not in lanes
     del subscriptions["a"]
     assert len(lanes) == 1
+
+
+def test_lanes_of_a_client_are_also_those_of_its_filters():
+    one, other = Lane(AppCounts(), PLAIN), Lane(AppCounts(), PLAIN)
+    filters = {"#": other}
+    lanes = LanesOf({"a": one.subscription(None)}, ({}, filters))
+    assert (len(lanes), list(lanes)) == (2, [one, other])
+    assert other in lanes
+    del filters["#"]
+    assert (len(lanes), other in lanes) == (1, False)
 
 
 def test_each_wire_has_a_lane_of_its_own(tenant):
@@ -153,10 +169,10 @@ def test_leaving_without_a_subscription_changes_nothing(tenant, name):
 
 
 def test_lane_is_due_with_frames_overrides_or_slices():
-    lane = Lane(PLAIN)
+    lane = Lane(AppCounts(), PLAIN)
     assert not lane.due
     for what, value in (("frames", [b"x"]), ("overrides", {client(): [b"x"]}), ("slices", [object()])):
-        lane = Lane(PLAIN)
+        lane = Lane(AppCounts(), PLAIN)
         setattr(lane, what, value)
         assert lane.due
 
@@ -225,6 +241,16 @@ def test_a_prefix_is_forgotten_with_its_last_connection(tenant):
     assert tenant.sessions == {}
 
 
+def test_a_prefix_of_one_connection_has_no_set(tenant):
+    one, two = client("a.1.1"), client("a.1.2")
+    tenant.connect(one, "a")
+    assert tenant.prefixes == {"a": one}
+    tenant.disconnect(two, "a")
+    assert list(tenant.targets(message(delivery="multicast", target="a"))) == [one]
+    tenant.disconnect(one, "a")
+    assert tenant.prefixes == {}
+
+
 def test_disconnecting_twice_is_once(tenant):
     one = client("a.1.1")
     tenant.connect(one, "a")
@@ -251,3 +277,23 @@ def test_subscribers_of_a_channel_share_its_position() -> None:
         positions.append(channel.position)
     assert positions == [None, Position("e1", 4), Position("e1", 4), Position("e1", 5), Position("e2", 5)]
     assert positions[1] is positions[2]
+
+
+def test_subscription_may_have_another_wire_than_its_subscriber(tenant: Tenant) -> None:
+    one, two = client("1.1"), client("2.2")
+    first, second = tenant.subscribe(one, "a"), tenant.subscribe(two, "a", OTHER)
+    assert (first.wire, second.wire) == (PLAIN, OTHER)
+    assert tenant.channels["a"].lane_of(two) is second
+    assert tenant.unsubscribe(two, "a") is False
+    assert tenant.channels["a"].lanes == [first]
+
+
+def test_subscriber_moves_to_another_wire(tenant: Tenant) -> None:
+    one = client()
+    tenant.subscribe(one, "a")
+    lane = tenant.move(one, "a", OTHER)
+    assert tenant.channels["a"].lanes == [lane]
+    assert lane.wire is OTHER
+    assert tenant.move(one, "a", OTHER) is lane
+    assert tenant.channels["a"].lanes == [lane]
+    assert tenant.unsubscribe(one, "a") is True

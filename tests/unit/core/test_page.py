@@ -439,7 +439,7 @@ STEPS = st.one_of(
 
 
 @given(st.lists(st.tuples(STEPS, st.integers(0, 5)), max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_page_never_has_a_gap_without_a_notification(steps: list[tuple[str | int, int]]) -> None:
     model = Model()
     model.connect()

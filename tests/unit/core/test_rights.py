@@ -1,5 +1,6 @@
 """The rules for subscribing, publishing and signing in, without a session."""
 
+import contextlib
 import json
 
 import msgspec
@@ -44,7 +45,7 @@ def code(refused: pytest.ExceptionInfo[Refused]) -> int:
 
 @pytest.mark.parametrize("name", ["private-c", "presence-c", "private-encrypted-c"])
 def test_a_signature_allows_a_pusher_client_to_subscribe(name):
-    assert rights.to_subscribe(PUSHER, app_config(), signed(name), None) == kind_of(name)
+    assert rights.to_subscribe(PUSHER, app_config(), signed(name), None) == (kind_of(name), 0)
     with pytest.raises(Refused, match="Invalid signature") as refused:
         rights.to_subscribe(PUSHER, app_config(), Subscribe(name, f"{KEY}:no"), None)
     assert code(refused) == 401
@@ -68,7 +69,7 @@ def test_a_signature_of_another_connection_is_rejected():
 def test_a_token_allows_a_raw_client_to_subscribe(claims, name, allowed):
     client = raw(*claims)
     if allowed:
-        assert rights.to_subscribe(client, app_config(), Subscribe(name), None).type == "private"
+        assert rights.to_subscribe(client, app_config(), Subscribe(name), None)[0].type == "private"
     else:
         with pytest.raises(Refused, match="no access token") as refused:
             rights.to_subscribe(client, app_config(), Subscribe(name), None)
@@ -78,7 +79,7 @@ def test_a_token_allows_a_raw_client_to_subscribe(claims, name, allowed):
 @pytest.mark.parametrize("client", [PUSHER, raw(), Client(push=ANY)])
 def test_a_backend_that_decides_replaces_signature_and_token(client):
     command = Subscribe("private-c")
-    assert rights.to_subscribe(client, app_config(), command, "private-c".__eq__).type == "private"
+    assert rights.to_subscribe(client, app_config(), command, "private-c".__eq__)[0].type == "private"
     with pytest.raises(Refused):
         rights.to_subscribe(client, app_config(), command, "private-d".__eq__)
 
@@ -91,12 +92,12 @@ def test_a_backend_is_not_consulted_about_names_that_are_not_allowed():
         with pytest.raises(Refused) as refused:
             rights.to_subscribe(PUSHER, app_config(), Subscribe(name), decides)
         assert code(refused) == status
-    assert rights.to_subscribe(PUSHER, app_config(), Subscribe("c"), decides).type == "public"
+    assert rights.to_subscribe(PUSHER, app_config(), Subscribe("c"), decides)[0].type == "public"
 
 
 def test_a_signed_in_user_may_subscribe_to_its_own_channel_only():
     client = Client(user=SignedInUser("u1"))
-    assert rights.to_subscribe(client, app_config(), Subscribe("#server-to-user-u1"), None).type == "public"
+    assert rights.to_subscribe(client, app_config(), Subscribe("#server-to-user-u1"), None)[0].type == "public"
     with pytest.raises(Refused, match="reserved"):
         rights.to_subscribe(client, app_config(), Subscribe("#server-to-user-u2"), None)
 
@@ -244,3 +245,44 @@ def test_a_connection_keeps_its_user():
     with pytest.raises(Refused, match="signed in as 'u1' already") as refused:
         sign_in('{"id":"u2"}', client)
     assert code(refused) == 401
+
+
+TOKEN = auth.Claims(APP, "*", ("private-a",), None)
+MQTT = Client(claims=TOKEN, push=frozenset({"public", "private"}), lenient=True, user=SignedInUser("ann"))
+
+
+@pytest.mark.parametrize(
+    ("channel", "is_allowed"),
+    [
+        ("a", True),
+        ("a" * 900, True),
+        ("private-a", True),
+        ("private-b", False),
+        ("#server-to-user-ann", True),
+        ("#user-ann", False),
+    ],
+)
+def test_channel_of_a_topic_to_which_a_client_may_subscribe(channel: str, is_allowed: bool) -> None:
+    with contextlib.nullcontext() if is_allowed else pytest.raises(Refused):
+        rights.to_subscribe_topic(MQTT, app_config(), channel, None)
+
+
+@pytest.mark.parametrize(
+    ("channel", "is_allowed"),
+    [
+        ("a", True),
+        ("private-a", True),
+        ("private-b", False),
+        ("presence-a", False),
+        ("private-encrypted-a", False),
+        ("#server-to-user-ann", False),
+    ],
+)
+def test_channel_of_a_topic_to_which_a_client_may_publish(channel: str, is_allowed: bool) -> None:
+    with contextlib.nullcontext() if is_allowed else pytest.raises(Refused):
+        rights.to_publish_topic(TOKEN, frozenset({"public", "private"}), app_config(), channel, None)
+
+
+def test_backend_decides_in_place_of_a_token() -> None:
+    rights.to_subscribe_topic(MQTT, app_config(), "private-b", lambda _: True)
+    rights.to_publish_topic(None, frozenset({"private"}), app_config(), "private-b", lambda _: True)

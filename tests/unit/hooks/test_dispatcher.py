@@ -15,6 +15,7 @@ from push1st.hooks import NotDelivered, Target
 from push1st.hooks.dispatcher import HookDispatcher, SaveTimings
 from push1st.hooks.store import Store
 from push1st.messages import HOLD_SECONDS, HookEvent, HookEventKind, Phase
+from push1st.metrics import Histogram
 from tests.support.loop import Clock, turns
 from tests.support.node import APP, app_config
 
@@ -59,6 +60,7 @@ class Board:
         self.clock = Clock()
         self.events: Counter[str] = Counter()
         self.attempts: Counter[str] = Counter()
+        self.seconds = Histogram()
         self.at: dict[str, HookEndpoint] = {}
         self.numbers = 0
         self.board = HookDispatcher(
@@ -70,6 +72,7 @@ class Board:
             self.events,
             self.attempts,
             Counter(),
+            self.seconds,
             self._open_transport,
             SaveTimings(**timings),
         )
@@ -449,6 +452,33 @@ async def test_endpoints_that_differ_only_in_their_events_keep_their_queues():
     assert board.board._retired == {}
 
 
+async def test_a_changed_secret_keeps_the_queue_and_signs_the_next_attempt(monkeypatch):
+    opened: list[Target] = []
+    open_transport = Board._open_transport
+
+    def opening(self: Board, target: Target) -> HookEndpoint:
+        opened.append(target)
+        return open_transport(self, target)
+
+    monkeypatch.setattr(Board, "_open_transport", opening)
+    board = Board(A)
+    board.fail()
+    board.on_event("cache-missed", channel="one")
+    await turns()
+    (endpoint,) = board.board._endpoints[APP]
+    first = board.at.pop("http://a/")
+    board.board.configure(app_config(webhooks=(A,), secret="new"))
+    assert board.board._endpoints[APP] == (endpoint,)
+    board.clock.advance(3600)
+    endpoint.wake()
+    await turns()
+    assert [target.secret for target in opened] == ["secret", "new"]
+    assert [id for id, _ in board.at["http://a/"].told] == [id for id, _ in first.told]
+    assert not first.closed, "a delivery may still wait for its answer"
+    await board.board.close(0)
+    assert first.closed
+
+
 async def test_edges_pass_again_after_a_time_without_hooks_for_them():
     board = Board(A)
     board.on_event("occupied")
@@ -492,3 +522,20 @@ async def test_a_disabled_app_sends_no_further_events():
     board.on_event("cache-missed")
     await turns()
     assert board.at == {}
+
+
+async def test_deliveries_are_measured_and_the_oldest_event_of_an_app_has_an_age():
+    board = Board(A)
+    board.fail()
+    board.on_event("occupied")
+    await turns(10)
+    board.clock.advance(7)
+    assert sum(board.seconds.counts) == 1
+    assert board.board.oldest() == {"app-test": 7}
+    await board.board.close(0)
+
+
+async def test_an_app_without_queued_events_has_the_age_0():
+    board = Board(A)
+    assert board.board.oldest() == {"app-test": 0}
+    await board.board.close(0)

@@ -4,7 +4,7 @@ import json
 import timeit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.config.model import Hook, Webhook
@@ -131,7 +131,6 @@ def test_filter_passes_only_the_channels_it_names(filters, fits, not_):
     assert [name for name in [*fits, *not_] if matches(name)] == fits
 
 
-@settings(deadline=None)
 @given(st.lists(st.text("ab*", max_size=8), max_size=3), st.text("ab\n", max_size=10))
 def test_a_filter_matches_like_a_simple_and_slow_matcher(filters, name):
     def fits(filter: str, rest: str) -> bool:

@@ -1,7 +1,7 @@
 """The queue of an endpoint: bounds, order, batches, retries. Time is an argument."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.hooks.queue import OVERHEAD, RETRIES_SECONDS, THROTTLE_SECONDS, Delivery, Queue, wait
@@ -223,7 +223,6 @@ def test_an_endpoint_that_fails_holds_half_of_the_queue_at_most():
     assert one.when() is not None
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abcd"), st.sampled_from(("", "1", "2", "3", "4")), st.integers(1, 30), st.booleans()),
@@ -369,3 +368,39 @@ def test_failures_keep_the_order_of_each_channel_and_lose_no_event(steps, concur
 
 def test_waits_double_up_to_a_minute():
     assert [wait(attempts) for attempts in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+# Age
+
+
+def test_the_oldest_event_waits_is_sent_or_is_retried():
+    assert queue().oldest is None
+    one = queue(concurrency=1)
+    one.put("a", b"1", "", 10)
+    one.put("a", b"2", "", 11)
+    one.put("b", b"3", "", 12)
+    assert one.oldest == 10
+    delivery = first(one, 20)
+    assert one.oldest == 10
+    assert one.failed(delivery, 20, 1)
+    assert one.oldest == 10
+    one.done(first(one, 21))
+    assert one.oldest == 11
+    one.done(first(one, 22))
+    assert one.oldest in (11, 12)
+    one.done(first(one, 22))
+    assert not one.oldest
+
+
+def test_the_age_of_a_batch_is_that_of_its_oldest_event():
+    one = queue(batch=2)
+    one.put("a", b"1", "", 10)
+    one.put("b", b"2", "", 5)
+    assert first(one, 20).count == 2
+    assert one.oldest == 5
+
+
+def test_an_event_of_an_earlier_process_is_as_old_as_its_return():
+    one = queue()
+    one.restore(Delivery(("a",), [b"1"]), 30)
+    assert one.oldest == 30

@@ -10,21 +10,29 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+import pytest
 
-from push1st.config.model import Config, Listen, demo
-from push1st.metrics import SUPERVISOR, Family
+from push1st.config.addresses import Listen
+from push1st.config.model import Config, LogConfig, demo
+from push1st.errors import ConfigError
+from push1st.exposition import Lines
+from push1st.metrics import SUPERVISOR
 from push1st.process import pool as module
 from push1st.process.children import Processes
 from push1st.process.control import (
     Alive,
+    ApplyChange,
+    ChangeReply,
     ControlConnection,
     ControlMessage,
     ControlReply,
     ControlRequest,
     Failed,
+    PrepareChange,
     Ready,
     Retire,
     StartWorker,
+    unpack,
 )
 from push1st.process.pool import Pool, Slot, Tasks
 from push1st.process.sockets import BALANCED, SocketTable
@@ -210,8 +218,9 @@ async def test_a_request_of_a_worker_is_replied_with_the_counters_of_the_others_
         *others, (number, packed) = reply.packed
         assert sorted(others) == [(1, b"counters"), (2, b"counters")]
         assert number == SUPERVISOR
-        families = {one.name: one.samples for one in msgspec.msgpack.decode(packed, type=list[Family])}
-        assert families["push1st_workers"] == [("push1st_workers", {}, 3.0)]
+        families = {one.name: one.lines for one in msgspec.msgpack.decode(packed, type=list[Lines])}
+        assert families["push1st_workers"] == "push1st_workers 3.0\n"
+        assert families["process_open_fds"].startswith('process_open_fds{process="supervisor"} ')
 
 
 async def test_the_second_interruption_sends_another_signal(tmp_path: Path) -> None:
@@ -232,3 +241,97 @@ async def test_a_removed_slot_closes_its_sockets_when_its_worker_has_retired(tmp
         assert made.pool.slots == []
         assert made.processes.all[0].ended.result() == 0
         assert all(one.fileno() == -1 for one in own) == BALANCED
+
+
+# Changes of the configuration
+
+
+def changing(process: FakeProcess, message: ControlMessage) -> None:
+    """A worker that applies changed configurations."""
+    if isinstance(message, PrepareChange | ApplyChange):
+        process.control.send(ChangeReply(message.id, (type(message).__name__,)))
+    else:
+        serve(process, message)
+
+
+def refusing(process: FakeProcess, message: ControlMessage) -> None:
+    """A worker that cannot use a changed configuration."""
+    if isinstance(message, PrepareChange):
+        process.control.send(ChangeReply(message.id, problem="no file"))
+    else:
+        changing(process, message)
+
+
+def received(process: FakeProcess) -> list[str]:
+    return [type(one).__name__ for one in process.received if isinstance(one, PrepareChange | ApplyChange)]
+
+
+def with_level(config: Config) -> Config:
+    return msgspec.structs.replace(config, log=LogConfig(level="debug"))
+
+
+@asynccontextmanager
+async def two_workers(folder: Path, *roles: Callable[[FakeProcess, ControlMessage], None]) -> AsyncIterator[Machine]:
+    async with machine(folder, change_seconds=0.05) as made:
+        for role in roles:
+            made.processes.role = role  # type: ignore[assignment]  # mypy takes the type of the first function
+            assert await made.pool.open(Slot(), made.config)
+        yield made
+
+
+async def test_all_workers_check_a_change_before_one_applies_it(tmp_path: Path) -> None:
+    async with two_workers(tmp_path, changing, changing) as made:
+        new = with_level(made.config)
+        assert made.pool.restart_keys(new) == []
+        assert await made.pool.change(new) == (["ApplyChange"], [])
+        assert [received(one) for one in made.processes.all] == [["PrepareChange", "ApplyChange"]] * 2
+        sent = [one for one in made.processes.all[0].received if isinstance(one, PrepareChange)]
+        assert unpack(sent[0].config).log.level == "debug"
+        assert unpack(sent[0].config).server.listen[0].port, "the real port"
+
+
+@pytest.mark.parametrize(("role", "problem"), [(refusing, "worker 1: no file"), (serve, "worker 1 did not answer within 0.05 s")])
+async def test_a_worker_that_cannot_check_a_change_stops_it_for_all(
+    tmp_path: Path, role: Callable[[FakeProcess, ControlMessage], None], problem: str
+) -> None:
+    async with two_workers(tmp_path, changing, role) as made:
+        with pytest.raises(ConfigError, match=problem):
+            await made.pool.change(with_level(made.config))
+        assert [received(one) for one in made.processes.all] == [["PrepareChange"]] * 2
+        assert [slot.config.log.level for slot in made.pool.slots] == ["info", "info"]
+
+
+async def test_a_worker_that_does_not_apply_a_change_is_named(tmp_path: Path) -> None:
+    def half(process: FakeProcess, message: ControlMessage) -> None:
+        if not isinstance(message, ApplyChange):
+            changing(process, message)
+
+    async with two_workers(tmp_path, changing, half) as made:
+        lines, problems = await made.pool.change(with_level(made.config))
+        assert (lines, problems) == (["ApplyChange"], ["worker 1 did not answer within 0.05 s"])
+        assert [slot.config.log.level for slot in made.pool.slots] == ["debug", "debug"], "a worker that is killed gets it later"
+
+
+async def test_a_worker_that_ends_during_a_change_returns_with_the_new_configuration(tmp_path: Path) -> None:
+    def dying(process: FakeProcess, message: ControlMessage) -> None:
+        if isinstance(message, PrepareChange):
+            process.end(1)
+        else:
+            changing(process, message)
+
+    async with two_workers(tmp_path, changing, dying) as made:
+        made.processes.role = changing
+        assert await made.pool.change(with_level(made.config)) == (["ApplyChange"], [])
+        await until(lambda: len(made.processes.all) == 3 and bool(made.processes.all[2].received))
+        start = made.processes.all[2].received[0]
+        assert isinstance(start, StartWorker)
+        assert unpack(start.config).log.level == "debug"
+
+
+async def test_a_worker_with_an_older_configuration_needs_to_be_replaced(tmp_path: Path) -> None:
+    """A worker that was not replaced at the last reload still has the former value."""
+    async with two_workers(tmp_path, changing, changing) as made:
+        new = msgspec.structs.replace(made.config, server=msgspec.structs.replace(made.config.server, drain=7))
+        assert await made.pool.fill(made.pool.slots[0], new)
+        made.pool.slots[1].config = new
+        assert made.pool.restart_keys(new) == ["server.drain"]

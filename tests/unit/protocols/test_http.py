@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.protocols import http
@@ -143,7 +143,6 @@ def same(events: list[HttpEvent]) -> list[object]:
     return [(e.method, e.path, e.headers, e.body, e.keep) if isinstance(e, HttpRequest) else e for e in events]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, len(MIXED) - 1), max_size=8), st.sampled_from([b"GET / HTTP/2.0\r\n\r\n", b"\x00", b""]))
 def test_chunks_do_not_change_the_events(cuts, end):
     data = MIXED + end

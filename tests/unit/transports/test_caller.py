@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.config.model import Networks
+from push1st.config.addresses import Networks
 from push1st.transports.caller import (
     FORWARDING,
     address,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from push1st.config.model import Networks, ServerConfig
+from push1st.config.addresses import Networks
+from push1st.config.model import ServerConfig
 from push1st.messages import Response
 from push1st.transports.descriptors import Descriptors, Room, file_limit, lowest_free
 from tests.support.frames import close_of
@@ -238,7 +239,7 @@ async def test_plain_http_connections_count_and_are_answered_over_the_bound():
     assert await greeted(site, OFFICE)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.sampled_from(("websocket", "raw", "bad", "stream", "poll", "get", "silent")), st.booleans()), max_size=40

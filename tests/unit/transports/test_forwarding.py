@@ -10,6 +10,7 @@ from push1st.core.app import App
 from push1st.core.controller import TopicHandler
 from push1st.errors import Refused
 from push1st.messages import Response
+from push1st.metrics import AppCounts
 from push1st.transports.forwarding import (
     MAX_MISSES,
     PROBE_SECONDS,
@@ -139,7 +140,7 @@ class WorkerSession:
         node = SimpleNamespace(controller=self.controller, new_id=lambda: name)
         context: Any = SimpleNamespace(node=node, sweep=self.sweep)
         self.forwarding = Forwarding(context, "#worker-", GONE)
-        self.app = App(app_config(), 0.0)
+        self.app = App(app_config(), 0.0, AppCounts())
         self.reply: Response | None = None
         self.requests: list[ForwardedRequest] = []
         self.remote: RemoteRequest

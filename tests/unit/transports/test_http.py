@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from push1st.config.model import ApiConfig, Networks, ServerConfig
+from push1st.config.addresses import Networks
+from push1st.config.model import ApiConfig, ServerConfig
 from push1st.protocols.http import MAX_HEAD
 from push1st.transports.context import LINGER_BYTES, LINGER_SECONDS
 from push1st.transports.http_output import ANSWER_SECONDS

@@ -1,6 +1,7 @@
 """Pipelines of HTTP connections: answers in the order of the requests, and requests that wait for others."""
 
 import socket
+import time
 
 import pytest
 
@@ -9,10 +10,11 @@ from push1st.protocols import http
 from push1st.transports import turn
 from push1st.transports.http import HEAD_SECONDS
 from push1st.transports.http_output import ANSWER_SECONDS, MAX_WAITING
+from push1st.transports.pipeline import SAMPLED
 from push1st.transports.sweep import NEVER
 from tests.support.http import Answer, answers, handshake, request, statuses
 from tests.support.loop import turns
-from tests.support.node import KEY
+from tests.support.node import APP, KEY
 from tests.support.served import Served, undated
 from tests.support.transport import Site
 
@@ -382,3 +384,46 @@ async def test_on_tls_the_end_of_reading_is_the_end(site):
     connection, _ = site.connect(secure=True)
     connection.data_received(request("GET", "/wait/a"))
     assert not connection.eof_received()
+
+
+# Metrics
+
+
+@pytest.mark.parametrize(
+    ("line", "endpoint"),
+    [
+        (("POST", f"/apps/{APP}/events", PUBLISH), "events"),
+        (("POST", f"/apps/{APP}/batch_events", '{"batch":[{"name":"e","channel":"c","data":"x"}]}'), "batch"),
+        (("GET", f"/apps/{APP}/channels"), "channels"),
+        (("GET", f"/apps/{APP}/channels/c"), "channel"),
+        (("GET", f"/apps/{APP}/channels/presence-c/users"), "users"),
+        (("GET", "/health"), "other"),
+        (("GET", "/nothing"), "other"),
+        (("GET", "/metrics"), "other"),
+    ],
+)
+async def test_each_request_to_the_api_counts_its_duration_and_endpoint(line, endpoint):
+    site = Site()
+    site.handlers.rules.clock = lambda: time.perf_counter_ns() & ~SAMPLED
+    transport = await site.ask(request(*line))
+    while not transport.writes:
+        await turns()
+    found = {name: sum(one.counts) for name, one in site.metrics.api_seconds.items()}
+    assert found == {name: int(name == endpoint) for name in found}
+    assert 0 < site.metrics.api_seconds[endpoint].sum < 60
+
+
+@pytest.mark.parametrize("bit", range(5))
+async def test_only_a_sample_of_the_requests_is_measured(bit):
+    site = Site()
+    site.handlers.rules.clock = lambda: 1 << 10 + bit
+    await site.ask(request("POST", f"/apps/{APP}/events", PUBLISH))
+    assert sum(site.metrics.api_seconds["events"].counts) == 0
+
+
+async def test_a_rejected_request_counts_for_its_app():
+    site = Site()
+    for path in (f"/apps/{APP}/events", "/apps/unknown/events", f"/apps/{APP}/x"):
+        await site.ask(request("POST", path, "{}"))
+    assert site.world.app.counts.refusals == 1
+    assert list(site.metrics.apps) == [APP]

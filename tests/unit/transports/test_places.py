@@ -1,6 +1,6 @@
 """Places of a worker: the shares of an app and of an address."""
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.transports.places import Places
@@ -25,7 +25,6 @@ def test_an_address_may_take_half_of_the_places_and_an_app_three_quarters():
     assert places.full("b", "x") is None
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 12), st.lists(st.tuples(st.booleans(), st.sampled_from("ab"), st.sampled_from(("", "x", "y"))), max_size=60)
 )

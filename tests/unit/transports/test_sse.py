@@ -8,8 +8,9 @@ import pytest
 
 from push1st import auth
 from push1st.brokers.history import ReplayRequest
+from push1st.config.addresses import Networks
 from push1st.config.history import HistorySection
-from push1st.config.model import Networks, ServerConfig, SseConfig
+from push1st.config.model import ServerConfig, SseConfig
 from push1st.errors import Refused
 from push1st.messages import Options, gap
 from push1st.positions import Position

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from push1st.transports import sweep as module
-from push1st.transports.sweep import NEVER, Sweep
+from push1st.metrics import Histogram
+from push1st.transports.sweep import LOOK_SECONDS, NEVER, READ_TURNS, Sweep
 from tests.support.loop import Clock, turns
 
 
@@ -20,6 +20,18 @@ class Thing:
     def due(self, now: float) -> float | None:
         self.looks.append(now)
         return self.answers.pop(0) if self.answers else None
+
+
+class Slow(Thing):
+    """An object whose visit takes half of the time of a turn."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def due(self, now: float) -> float | None:
+        self.clock.advance(LOOK_SECONDS / 2)
+        return super().due(now)
 
 
 class Sweeping:
@@ -166,20 +178,20 @@ def test_visit_may_move_another_connection_of_the_same_second(at):
 
 
 async def test_many_looks_are_spread_over_turns(at):
-    things = [Thing() for _ in range(2 * module.LOOKS + 1)]
+    things = [Slow(at.clock) for _ in range(5)]
     for thing in things:
         at.sweep.watch(thing, 101)
     at.to(101)
-    assert sum(bool(thing.looks) for thing in things) == module.LOOKS
+    assert sum(bool(thing.looks) for thing in things) == 2
     await turns(1)
-    assert sum(bool(thing.looks) for thing in things) == 2 * module.LOOKS
+    assert sum(bool(thing.looks) for thing in things) == 4
     await turns(1)
     assert all(thing.looks == [101] for thing in things)
 
 
 async def test_connection_forgotten_while_queued_is_not_visited(at):
-    for _ in range(module.LOOKS):
-        at.sweep.watch(Thing(), 101)
+    for _ in range(2):
+        at.sweep.watch(Slow(at.clock), 101)
     two = Thing()
     at.sweep.watch(two, 101)
     at.to(101)
@@ -202,7 +214,7 @@ async def tick(at, seconds: float) -> None:
     at.clock.seconds = seconds
     at.sweep._tick()
     at.sweep.stop()
-    await turns(module.READ_TURNS + 1)
+    await turns(READ_TURNS + 1)
 
 
 async def test_sockets_are_read_between_the_timer_and_the_looks(at):
@@ -211,7 +223,7 @@ async def test_sockets_are_read_between_the_timer_and_the_looks(at):
     at.clock.seconds = 101
     at.sweep._tick()
     at.sweep.stop()
-    for _ in range(module.READ_TURNS):
+    for _ in range(READ_TURNS):
         assert thing.looks == []
         await turns(1)
     await turns(1)
@@ -247,3 +259,16 @@ def test_something_may_be_done_each_second(at):
     for second in (101, 102, 110):
         at.to(second)
     assert at.seconds == 3
+
+
+async def test_the_lag_of_the_event_loop_is_measured_at_each_tick():
+    lag, clock = Histogram(), Clock(100.0)
+    sweep = Sweep(clock.monotonic, lambda: None, lambda: None, lag)
+    sweep.start()
+    clock.advance(1.3)
+    sweep._tick()
+    clock.advance(0.9)
+    sweep._tick()
+    sweep.stop()
+    assert (lag.counts[-4:], round(lag.sum, 6)) == ([1, 0, 0, 0], 0.3)
+    assert lag.counts[0] == 1

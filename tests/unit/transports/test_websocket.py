@@ -399,3 +399,28 @@ async def test_large_fragments_are_no_flood(site):
             + masked(Opcode.CONT, b"}"),
         )
     assert site.metrics.cut_offs["flood"] == 0
+
+
+# Metrics
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [(close(1000), 1000), (close(4999), "other"), (None, 1006), (b"\xff\0", 1002)],
+    ids=["1000", "4999", "none", "1002"],
+)
+async def test_the_end_of_a_connection_is_counted_by_its_code(site, end, code):
+    transport = await opened(site)
+    site.pass_seconds(70)
+    if end is not None:
+        await send(transport, end)
+    transport.protocol.connection_lost(None)
+    await turns()
+    assert site.metrics.closed == {("pusher", code): 1}
+    assert (site.metrics.connections["pusher"], site.metrics.connection_seconds.sum) == (0, 70)
+
+
+async def test_bytes_that_a_client_does_not_read_are_counted(site):
+    slow, _ = await opened(site), await opened(site)
+    slow.unsent = 1000
+    assert await site.context.unsent() == (1000, 1)

@@ -32,6 +32,7 @@ async def test_a_silent_client_is_pinged_by_frame_then_by_protocol_then_cut_off(
     await turns()
     assert close_of(transport.take())[0] == 4201
     assert site.metrics.cut_offs["silent"] == 1
+    assert (site.metrics.closed, site.metrics.connection_seconds.sum) == ({("pusher", 4201): 1}, TIMEOUT + PONG_SECONDS // 2 * 2)
     assert site.world.app.tenant.sessions == {}
     site.pass_seconds(CLOSE_SECONDS + 1)
     assert transport.aborted

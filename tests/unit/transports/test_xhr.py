@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from push1st.config.model import Networks, ServerConfig
+from push1st.config.addresses import Networks
+from push1st.config.model import ServerConfig
 from push1st.transports.places import Places
 from push1st.transports.xhr_session import (
     GAP_SECONDS,

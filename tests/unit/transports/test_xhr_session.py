@@ -218,6 +218,7 @@ async def test_client_without_a_request_is_disconnected(site):
     site.pass_seconds(2)
     assert not site.world.app.tenant.channels
     assert site.metrics.cut_offs == {"gone": 1}
+    assert (site.metrics.closed, site.metrics.connection_seconds.sum) == ({("pusher-xhr", 1006): 1}, GAP_SECONDS)
     assert await send(site) == 404
     assert site.fallbacks.detached.taken == 0
     assert await polled(site) == WELCOME
@@ -229,6 +230,7 @@ async def test_stored_frames_are_bounded():
     transport.protocol.connection_lost(None)
     await publish(site, "x" * 600, "x" * 600)
     assert site.metrics.cut_offs == {"slow": 1}
+    assert site.metrics.closed == {("pusher-xhr", 4100): 1}
     assert not site.world.app.tenant.sessions
     assert await polled(site) == ["error", 4100]
     assert await polled(site) == WELCOME
@@ -317,7 +319,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(steps)
 def test_counters_stay_correct_and_all_sessions_end(taken):
     """The requests of three clients, in any order and with any end, some seconds apart."""

@@ -120,7 +120,7 @@ class PusherJs:
         self.text, self.at = "", 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     texts=st.lists(st.text(st.sampled_from("xü世🦀"), max_size=40), min_size=4, max_size=30),
     cuts=st.lists(st.tuples(st.integers(1, 400), st.booleans()), min_size=1, max_size=20),

@@ -20,6 +20,8 @@ from push1st.brokers import (
     REQUEST_SECONDS,
     CachedEvent,
     Joined,
+    NodeFilters,
+    NodeGroups,
     Occupancy,
     OnEvent,
     OnRequest,
@@ -31,38 +33,59 @@ from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.entries import OwnFilters
+from push1st.brokers.redis.groups import RedisGroups
+from push1st.brokers.redis.interest import RedisFilters
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.pages import RedisPages
+from push1st.brokers.redis.sessions import RedisSessions
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.sharded_history import ShardedHistory
+from push1st.brokers.redis.sharded_logs import ShardedLogs
+from push1st.brokers.redis.sharded_retained import ShardedRetained
 from push1st.brokers.redis.shards import Shards
 from push1st.brokers.redis.views import Views
 from push1st.brokers.redis.wire import (
+    COPY,
     EDGE,
+    FILTER,
+    GROUP,
     KEPT,
     MESSAGES,
+    MQTT_MESSAGES,
     NODE,
+    RELEASED,
     REPLY,
     REQUEST,
+    TAKE_OVER,
+    decode_copy,
     decode_edge,
     decode_kept,
     decode_messages,
+    decode_mqtt_messages,
     decode_node,
     decode_reply,
     decode_request,
     split_kept,
 )
+from push1st.brokers.retained import Retain, Retained
 from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
 from push1st.config.history import HistorySection
+from push1st.config.mqtt import Mqtt
 from push1st.errors import Refused
 from push1st.messages import HookEvent, Member, Message, Published, watch_topic
 from push1st.metrics import Metrics
+from push1st.status import BrokerStatus
 
 TIMINGS = Timings()
+MQTT = Mqtt()
 WATCHING = watch_topic("")
 
 log = logs.get("push1st.broker")
+
+SAMPLED = 16
+"""the node measures the delay of one in this number of batches that it receives"""
 
 
 class Redis:
@@ -75,9 +98,11 @@ class Redis:
     hooked: a function that returns a mapping: app with hooks → the edges that these hooks receive, as letters (`scripts.py`).
     numbered: a function that is called with this node's number (below 1024); the node's message ids end in this number.
     timings: the durations of leases, waits and retries.
+    mqtt: the settings of MQTT.
     """
 
     shared = True
+    retained: Retained
 
     def __init__(
         self,
@@ -89,6 +114,7 @@ class Redis:
         hooked: Callable[[], Mapping[str, str]],
         numbered: Callable[[int], None],
         timings: Timings = TIMINGS,
+        mqtt: Mqtt = MQTT,
     ) -> None:
         self._stamp = stamp
         self._views = Views()
@@ -96,6 +122,7 @@ class Redis:
         self._on_event: OnEvent = lambda _: None
         self._on_request: OnRequest = lambda *_: b""
         self._recount: Recount = lambda *_: None
+        own = OwnFilters()
         context = NodeContext(
             node,
             stamp,
@@ -104,15 +131,25 @@ class Redis:
             lambda app, channel: self._recount(app, channel),
             lambda message: self._receive(message),
             local_roster,
+            own,
             self._views,
             metrics,
+            mqtt,
             LogDedup(),
             timings,
         )
         self._shards = Shards(parse(url), context, self._on_push, numbered)
         self._shard: Callable[[str, str], Shard] = self._shards.of
+        filters = RedisFilters(own, [shard.interest for shard in self._shards.all])
+        self.filters: NodeFilters = filters
+        self.groups: NodeGroups = RedisGroups(self._shards, filters)
         self.pages = RedisPages(self._shards)
         self.history = ShardedHistory(self._shards)
+        self.logs = ShardedLogs(self._shards)
+        self.sessions = RedisSessions(self._shards, context, self.logs)
+        self.retained = ShardedRetained(self._shards, lambda: stamp()[1])
+        self._lag = metrics.broker_lag
+        self._pushed = 0
         self._unknown: set[int] = set()
         """the first bytes of data of unknown kinds that were logged"""
 
@@ -140,33 +177,63 @@ class Redis:
         for shard in self._shards.all:
             await shard.connection.call("PING")
 
+    async def state(self) -> BrokerStatus:
+        """See `Shards.state`."""
+        return await self._shards.state()
+
     def _on_push(self, index: int, data: bytes) -> None:
         """Handles the data of a message from a topic. `index` is the index of the topic's shard."""
         try:
-            if data[0] >= MESSAGES:
-                for message in decode_messages(data):
+            kind = data[0]
+            if kind >= MESSAGES:
+                received = (decode_messages if kind != MQTT_MESSAGES else decode_mqtt_messages)(data)
+                self._pushed += 1
+                if not self._pushed % SAMPLED:
+                    self._measure(received)
+                for message in received:
                     self._receive(message)
-            elif data[0] == EDGE:
+            elif kind == EDGE:
                 edge = decode_edge(data)
                 # Before version 7.2, Redis sends the edge of this node's own join before the reply to the join. This edge is
                 # dropped if the channel has no view yet. The reply then contains all members, for the first client on this node.
                 if edge.kind != "+" or self._views.members((edge.app, edge.channel)) is not None:
                     self._views.edge(edge, self._shards.all[index].roster.is_here(edge))
-            elif data[0] == REQUEST:
+            elif kind == REQUEST:
                 request = decode_request(data)
                 self._shards.all[index].requests.reply(request, self._on_request(request.app, request.channel, request.request))
-            elif data[0] == REPLY:
+            elif kind == REPLY:
                 self._shards.all[index].requests.replied(*decode_reply(data))
-            elif data[0] == NODE:
+            elif kind == COPY:
+                copies = decode_copy(data)
+                if data[1] != KEPT or not self._shards.all[index].following.hold_copy(copies, self.filters.receive):
+                    for message in copies:
+                        self.filters.receive(message)
+            elif kind == GROUP:
+                self._shards.all[index].groups.arrived(data)
+            elif kind == FILTER:
+                self._shards.all[index].interest.receive(data)
+            elif kind == TAKE_OVER:
+                self.sessions.takeovers.requested(self._shards.all[index], data)
+            elif kind == RELEASED:
+                self.sessions.takeovers.released(data)
+            elif kind == NODE:
                 self._shards.all[index].lease.node_subscribed(decode_node(data))
-            elif data[0] == KEPT:
+            elif kind == KEPT:
                 epoch, first, messages = split_kept(data)
-                self._shards.all[index].following.receive(decode_kept(messages, first, epoch))
-            elif data[0] not in self._unknown:
-                self._unknown.add(data[0])
-                log.error("data of the broker is of an unknown kind", kind=data[0], hint="install one version on all machines")
+                kept = decode_kept(messages, first, epoch)
+                self._pushed += 1
+                if not self._pushed % SAMPLED:
+                    self._measure(kept)
+                self._shards.all[index].following.receive(kept)
+            elif kind not in self._unknown:
+                self._unknown.add(kind)
+                log.error("data of the broker is of an unknown kind", kind=kind, hint="install one version on all machines")
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, IndexError) as exc:  # another version of push1st sent it
             log.error("data of the broker cannot be decoded", reason=str(exc))
+
+    def _measure(self, messages: Sequence[Message]) -> None:
+        """Measures the time from a publish to the arrival of its message. The clocks of two machines may differ."""
+        self._lag.observe(max(0, self._stamp()[1] - messages[0].received) * 1e-9)
 
     async def subscribe(self, app: str, channel: str) -> None:
         await self._shard(app, channel).topics.subscribe(app, channel)
@@ -176,7 +243,9 @@ class Redis:
             self._views.unwatch(app, channel.removeprefix(WATCHING))
         self._shard(app, channel).topics.unsubscribe(app, channel)
 
-    def publish(self, message: Message, section: HistorySection | None = None, key: str = "") -> Coroutine[Any, Any, Published]:
+    def publish(
+        self, message: Message, section: HistorySection | None = None, key: str = "", retain: Retain | None = None
+    ) -> Coroutine[Any, Any, Published]:
         """Queues a message at once; the returned coroutine waits until the broker has confirmed the message."""
         milliseconds = None
         if "cache-" in message.channel and is_cached(message):
@@ -186,12 +255,12 @@ class Redis:
             shard = self._shard(message.app, message.channel)
             if section is not None:
                 shard.history.check()
-            return _published(shard.publish(message, milliseconds, section, key))
+            return _published(shard.publish(message, milliseconds, section, key, retain))
         except Refused as refused:
             return _refused(refused)
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
-        return await self._shard(app, channel).roster.cached(app, channel)
+        return await self._shard(app, channel).roster.cached(app, channel) if kind_of(channel).cache else None
 
     async def request(self, app: str, channel: str, request: bytes) -> Sequence[bytes]:
         return await self._shard(app, channel).requests.send(app, channel, request, REQUEST_SECONDS)

@@ -44,7 +44,7 @@ MOVING = ("ASK", "TRYAGAIN")
 """the first words of error replies while a cluster moves the keys of a slot; after a pause, the node sends the command again"""
 AWAY_FOR_LONG = "the broker is away, try again"
 HINTS = {
-    "MISCONF": "the disk is full or not writable, see the log of the broker; or turn off saving, which push1st does not need",
+    "MISCONF": "the disk is full or not writable, see the log of the broker; do not turn off saving if clients use MQTT sessions",
     "OOM": "raise maxmemory",
 }
 """the first words of error replies → the advice in the log for the administrator of the broker"""

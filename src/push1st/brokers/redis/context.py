@@ -7,8 +7,10 @@ import msgspec
 from push1st.brokers import OnEvent, Receive, Recount
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
+from push1st.brokers.redis.entries import OwnFilters
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.views import Views
+from push1st.config.mqtt import Mqtt
 from push1st.metrics import Metrics
 
 
@@ -23,7 +25,9 @@ class NodeContext(msgspec.Struct, frozen=True):
     dead node, or a repair of the broker's copy of this node's entries.
     receive: a function that delivers a message to the subscribers on this worker.
     local_roster: the local roster of this worker.
+    filters: the filters of this node.
     views: the members and watched users, as reported to the clients on this node.
+    mqtt: the settings of MQTT.
     timings: the durations of leases, waits and retries.
     log_dedup: drops a log line if another shard has just written the same line.
     """
@@ -35,8 +39,10 @@ class NodeContext(msgspec.Struct, frozen=True):
     recount: Recount
     receive: Receive
     local_roster: LocalRoster
+    filters: OwnFilters
     views: Views
     metrics: Metrics
+    mqtt: Mqtt
     log_dedup: LogDedup
     timings: Timings = Timings()
 

@@ -1,14 +1,15 @@
 """Stores this node's entries in a shard: the signed-in users, and the number of connections of each app. Pure.
 
-These entries and the local roster (`brokers/local_roster.py`) are authoritative. The broker has a copy of the entries and of the
-local roster in one hash (`BASE:n:NODE` in `scripts.py`). `differences` compares this copy with the entries and the local roster.
+These entries, the local roster (`brokers/local_roster.py`) and the filters (`OwnFilters`) are authoritative. The broker has a
+copy of them in two hashes (`BASE:n:NODE` and `BASE:nf:NODE` in `scripts.py`). `differences` compares this copy with them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from push1st.brokers.local_roster import LocalRoster
-from push1st.brokers.redis.keys import UserKey
+from push1st.brokers.redis.keys import FilterKey, UserKey
+from push1st.brokers.redis.known_filters import Searches
 from push1st.messages import Member
 
 
@@ -16,14 +17,26 @@ class Difference(NamedTuple):
     """A difference between this node's entries and the broker's copy.
 
     member: a member of a presence channel who is missing in the broker's copy.
+    channel: a channel, or the name of a filter or group.
     user_id: the user of a sign-in or sign-out, or a member who is only in the broker's copy.
     """
 
-    what: Literal["more", "less", "signed in", "signed out", "connections"]
+    what: Literal["more", "less", "signed in", "signed out", "connections", "filter"]
     app: str
     channel: str = ""
     user_id: str = ""
     member: Member | None = None
+
+
+class OwnFilters:
+    """The filters and groups of this node, in all shards.
+
+    values: a filter or group of an app → its value. searches: the cost of this node's searches for the filters of all nodes.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[FilterKey, int] = {}
+        self.searches = Searches()
 
 
 class Entries:
@@ -73,13 +86,18 @@ class Entries:
     # The broker's copy
 
     def differences(
-        self, stored: dict[str, str], local_roster: LocalRoster, owns: Callable[[str, str], bool]
+        self,
+        stored: dict[str, str],
+        local_roster: LocalRoster,
+        filters: Mapping[FilterKey, int],
+        owns: Callable[[str, str], bool],
     ) -> Iterator[Difference]:
         """Yields the differences between this node and the broker's copy.
 
         Channels and members that the broker has not confirmed are skipped. Calls of `ShardRoster.join` still wait for these
         confirmations, and send the joins again if necessary.
-        stored: the broker's copy as a mapping, field → value.
+        stored: the broker's copy as a mapping, field → value; the fields of filters begin with `f/`.
+        filters: the filters of this node, with their values.
         owns: a function that returns whether a channel is in this shard.
         """
         rest = dict(stored)
@@ -98,6 +116,9 @@ class Entries:
         for app, count in self._connections.items():
             if rest.pop(f"q/{app}", None) != str(count):
                 yield Difference("connections", app)
+        for (app, name), value in filters.items():
+            if rest.pop(f"f/{app}/{name}", None) != str(value):
+                yield Difference("filter", app, name)
         for field in sorted(rest, key=lambda field: field[0] != "m"):  # members leave before their channel is vacated
             kind, app, *names = field.split("/", 2)
             if kind == "c":
@@ -107,5 +128,7 @@ class Entries:
                 yield Difference("less", app, channel, user_id)
             elif kind == "u":
                 yield Difference("signed out", app, user_id=names[0])
+            elif kind == "f":
+                yield Difference("filter", app, names[0])
             else:
                 yield Difference("connections", app)

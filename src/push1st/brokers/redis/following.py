@@ -11,9 +11,11 @@ A channel without messages has a counter that expires soon. A client that lost i
 the nodes with subscribers of a channel renew the channel's counter.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from push1st.brokers import Receive
 from push1st.brokers.history import IDLE_COUNTER_SECONDS, Reason, size_of
 from push1st.brokers.redis.connection import ShardConnection
 from push1st.brokers.redis.context import NodeContext
@@ -21,7 +23,7 @@ from push1st.brokers.redis.history import HistoryState, ShardHistory
 from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection, pack
 from push1st.brokers.redis.scripts import HEAL, RENEW_COUNTERS
-from push1st.messages import KeptMessage, gap
+from push1st.messages import KeptMessage, Message, gap
 from push1st.positions import WORD_CHARACTERS, Position
 
 MIN_CHECKED = 500
@@ -52,10 +54,22 @@ class FollowedChannel:
     renews_at: the time (loop's clock) from which the counter is renewed.
     held: the messages that arrived while the node reads missed messages; None while the node does not read.
     held_bytes, max_held_bytes: the size of the held messages (`size_of`), and its maximum.
+    copies: functions that deliver the copies for filters that arrived meanwhile, which the filters drop unless they are new.
     dropped: the position of the last message that was dropped because too many messages were held; None if none was dropped.
     """
 
-    __slots__ = ("counter_seconds", "dropped", "epoch", "held", "held_bytes", "last", "max_bytes", "max_held_bytes", "renews_at")
+    __slots__ = (
+        "copies",
+        "counter_seconds",
+        "dropped",
+        "epoch",
+        "held",
+        "held_bytes",
+        "last",
+        "max_bytes",
+        "max_held_bytes",
+        "renews_at",
+    )
 
     def __init__(self, position: Position, counter_seconds: int, max_bytes: int) -> None:
         self.move_to(position)
@@ -65,6 +79,7 @@ class FollowedChannel:
         self.held: list[Sequence[KeptMessage]] | None = None
         self.held_bytes = 0
         self.max_held_bytes = MAX_HELD_BYTES
+        self.copies: list[Callable[[], int]] = []
         self.dropped: Position | None = None
 
     def move_to(self, position: Position) -> None:
@@ -114,6 +129,7 @@ class Following:
         if followed.held is not None or (followed.epoch == position.epoch and followed.last < position.offset):
             followed.held = None
             self._report(key, followed, "trimmed", position)
+            self._release_copies(followed)
         elif followed.epoch != position.epoch:
             if position.offset:
                 self._report(key, followed, "state-lost", position)
@@ -122,7 +138,9 @@ class Following:
 
     def end(self, key: ChannelKey) -> None:
         """Ends the following of a channel that has no more subscribers here."""
-        self.channels.pop(key, None)
+        followed = self.channels.pop(key, None)
+        if followed is not None:
+            self._release_copies(followed)
 
     # Live messages
 
@@ -143,6 +161,22 @@ class Following:
             self._deliver(messages)
         else:
             self._receive_unexpected(key, followed, messages)
+
+    def hold_copy(self, messages: Sequence[Message], receive: Receive) -> bool:
+        """Holds a copy of a batch for filters, if the channel holds its batches; returns whether the copy is held.
+
+        So filters receive the missed messages of the channel first. receive: see `NodeFilters`.
+        """
+        followed = self.channels.get((messages[0].app, messages[0].channel))
+        if followed is None or followed.held is None or followed.dropped is not None or len(followed.copies) >= MAX_HELD_MESSAGES:
+            return False
+        followed.copies += [partial(receive, one) for one in messages]
+        return True
+
+    def _release_copies(self, followed: FollowedChannel) -> None:
+        copies, followed.copies = followed.copies, []
+        for deliver in copies:
+            deliver()
 
     def _receive_unexpected(self, key: ChannelKey, followed: FollowedChannel, messages: Sequence[KeptMessage]) -> None:
         first, last = messages[0], position_of(messages[-1])
@@ -255,6 +289,8 @@ class Following:
             self._report(key, followed, "trimmed", dropped)
         for messages in held:
             self.receive(messages)
+        if followed.held is None:
+            self._release_copies(followed)
 
     # Counters
 

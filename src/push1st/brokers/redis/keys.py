@@ -3,6 +3,7 @@
 All keys of a shard have the same hash tag, so a cluster keeps these keys in one slot. `scripts.py` lists the keys.
 """
 
+from push1st.brokers import ALL_WORKERS
 from push1st.brokers.redis.resp import Argument
 from push1st.brokers.redis.scripts import Script
 
@@ -10,6 +11,8 @@ ChannelKey = tuple[str, str]
 """the pair of an app's id and a channel's name"""
 UserKey = tuple[str, str]
 """the pair of an app's id and a user's id"""
+FilterKey = tuple[str, str]
+"""the pair of an app's id and the name of a filter or group (`known_filters.py`)"""
 
 
 class Keys:
@@ -34,6 +37,11 @@ class Keys:
 
     def topic(self, app: str, channel: str) -> str:
         return f"{self.base}:t:{app}/{channel}"
+
+    @property
+    def filters_topic(self) -> str:
+        """The topic of all nodes, with requests to all nodes, and the changes of the filters, which the server publishes."""
+        return self.topic("", ALL_WORKERS)
 
     def command(self, script: Script, *arguments: Argument) -> tuple[Argument, ...]:
         """Returns the command that runs a script."""

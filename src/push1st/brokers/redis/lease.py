@@ -34,6 +34,7 @@ class Lease:
 
     generation: a function that returns `ShardHistory.stored_generation`.
     renewed: a function that is called after each renewal, and may repair the broker's copy of the entries.
+    log_bounds: `bounds` of `give_to_group` in `lua/helpers.lua`, as a text.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Lease:
         hook_events: HookEventStream,
         generation: Callable[[], str],
         renewed: Callable[[], None],
+        log_bounds: str,
     ) -> None:
         self._context = context
         self._keys = keys
@@ -51,6 +53,7 @@ class Lease:
         self._hook_events = hook_events
         self._generation = generation
         self._on_renewed = renewed
+        self._log_bounds = log_bounds
         self.epoch = ""
         """the epoch of the server's state at this node's last registration (`BASE:epoch` in `scripts.py`)"""
         self.renews_at = 0.0
@@ -60,6 +63,8 @@ class Lease:
         """a lease that ends in fewer milliseconds was not renewed in time (`nodes_not_here` in `lua/helpers.lua`)"""
         self._evicts_at = 0.0
         """the time (loop's clock) from which this node may evict nodes without a lease"""
+        self.abandons_at = 0.0
+        """the time (loop's clock) from which this node may make the sessions of nodes without a lease absent"""
         self._evicting: set[str] = set()
         """the nodes that this node is evicting now"""
         self._alive: set[str] = set()
@@ -71,6 +76,16 @@ class Lease:
     def others(self) -> list[str]:
         """The other living nodes, for the registration with a server that may have lost the leases of these nodes."""
         return sorted(self._alive if self._listed is None else self._listed)
+
+    @property
+    def may_abandon(self) -> bool:
+        """Whether this node may make the sessions of nodes without a lease absent."""
+        return asyncio.get_running_loop().time() >= max(self._evicts_at, self.abandons_at)
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this node has the first name of all living nodes, so that it reports the figures of the whole cluster."""
+        return all(self._context.node < other for other in self._alive)
 
     def workers(self, nodes: Collection[str]) -> None:
         """See `Redis.workers`."""
@@ -95,6 +110,8 @@ class Lease:
         now = asyncio.get_running_loop().time()
         if late:
             self._evicts_at = now + self._context.timings.lease
+        if self.recovered_at is None:  # a new node: the broker may have been away, and the other nodes have no lease yet
+            self.abandons_at = now + self._context.timings.lease
         self.recovered_at = now + recovery / 1000 + MARGIN_SECONDS if recovery > 0 else now
         self.renews_at = now + self._context.timings.renew
         self.renew(just_subscribed=True)
@@ -164,7 +181,7 @@ class Lease:
         """Returns the command for one step of an eviction. `place`: where this step continues (`lua/evict_node.lua`)."""
         hooked = "/".join(("", *map("\n".join, self._context.hooked().items()), ""))
         ids = [self._context.stamp()[0] for _ in range(bounds.MAX_EVICTED)]
-        return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, *ids)
+        return self._keys.command(EVICT_NODE, node, self._context.stamp()[1], hooked, place, self._log_bounds, *ids)
 
     def _flush_deferred(self, reply: Any) -> None:
         """Publishes leaves that were deferred during a recovery. `reply`: 0 if the server has no more deferred leaves."""

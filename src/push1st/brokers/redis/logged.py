@@ -12,7 +12,7 @@ class LogDedup:
         self._logged: dict[str, tuple[float, set[str]]] = {}
 
     def should_log(self, words: str, tag: str, now: float) -> bool:
-        """Returns False if another shard has just logged the same words. If a shard repeats its own words, returns True."""
+        """Returns False if another shard has just logged the same text. If a shard repeats its own text, returns True."""
         self._logged = {known: since for known, since in self._logged.items() if now - since[0] <= SECONDS}
         tags = self._logged[words][1] if words in self._logged else {tag}
         if tag in tags:

@@ -5,11 +5,12 @@ difference, so a script may run twice (`scripts.py`). The node changes its own e
 does not confirm a join, the node removes the subscription again.
 """
 
+import time
 from typing import Any
 
 import hiredis
 
-from push1st.brokers import CachedEvent, Joined
+from push1st.brokers import CACHE_TTL_SECONDS, CachedEvent, Joined
 from push1st.brokers.history import ReplayRequest
 from push1st.brokers.redis.connection import FAULTS, ShardConnection
 from push1st.brokers.redis.context import NodeContext
@@ -20,9 +21,10 @@ from push1st.brokers.redis.joining import ADDED, REFUSED, JoinBatch, JoinBatcher
 from push1st.brokers.redis.keys import ChannelKey, Keys
 from push1st.brokers.redis.publishing import PublishBatcher
 from push1st.brokers.redis.resp import Argument, ConnectionLost, RespConnection, pack
+from push1st.brokers.redis.retained import decode_stored
 from push1st.brokers.redis.scripts import CACHED, CONNECT, JOIN, LEAVE, SIGN_IN, SIGN_OUT, Script
 from push1st.brokers.redis.topics import ShardTopics
-from push1st.brokers.redis.wire import Edge, decode_message
+from push1st.brokers.redis.wire import Edge
 from push1st.channels import kind_of
 from push1st.errors import LimitReached, Refused
 from push1st.messages import Member, watch_topic
@@ -96,7 +98,7 @@ class ShardRoster:
         if request is not None and batch.history is not None:
             replay = self._history.replay(batch.history, request)
             self._following.begin(key, batch.history.position, request.counter_seconds, request.max_bytes)
-        return Joined(batch.members, _cached_event(batch.cached, batch.left), replay)
+        return Joined(batch.members, _cached_event(batch.cached, batch.left, self._context.stamp()[1]), replay)
 
     def _deliver_joins(self, batch: JoinBatch) -> None:
         """Delivers the joins of a batch to the members on this node, and collects the member list for the new members.
@@ -129,7 +131,13 @@ class ShardRoster:
         arguments: list[Argument] = [self._context.node, *self.join_arguments(batch.key, batch.limit, batch.want, requests)]
         for one in batch.pending:
             arguments += join_of(one.member, one.socket_id, one.id, one.received)
-        batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), batch.on_reply)
+        seconds, started = self._context.metrics.broker_seconds["join"], time.monotonic()
+
+        def on_reply(reply: Any) -> None:
+            seconds.observe(time.monotonic() - started)
+            batch.on_reply(reply)
+
+        batch.resp.send_ordered(pack(self._keys.command(JOIN, *arguments)), on_reply)
 
     def join_arguments(
         self, key: ChannelKey, limit: int = 0, want: str = "", requests: str = "", *, registers_again: bool = False
@@ -166,8 +174,10 @@ class ShardRoster:
     def _send_leave(self, left: dict[Left, tuple[str, bytes]], script: Script, *arguments: Argument) -> None:
         """Sends a leave; stores `left` in `unconfirmed_leaves` if the server may not have received the command."""
         connection = self._connection
+        seconds, started = self._context.metrics.broker_seconds["leave"], time.monotonic()
 
         def confirmed(reply: Any) -> None:
+            seconds.observe(time.monotonic() - started)
             if isinstance(reply, ConnectionLost) or (isinstance(reply, hiredis.ReplyError) and str(reply).startswith(FAULTS)):
                 self.unconfirmed_leaves |= left
             connection.check(reply)
@@ -209,7 +219,8 @@ class ShardRoster:
 
     async def cached(self, app: str, channel: str) -> CachedEvent | None:
         """Returns the cached event of a cache channel, or None."""
-        return _cached_event(*await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}"))))
+        found = await self._connection.call(*self._keys.command(CACHED, self._keys.key("k", f"{app}/{channel}")))
+        return _cached_event(found[0], found[1], self._context.stamp()[1])
 
     async def claim(self, app: str, channel: str, seconds: int) -> bool:
         """See `Roster.claim`."""
@@ -289,6 +300,12 @@ def join_of(member: Member | None, socket_id: str, id: int, received: int) -> tu
     return user_id, info, socket_id, id, received
 
 
-def _cached_event(message: bytes | None, left: int) -> CachedEvent | None:
-    """Returns the cached event with its time to live, or None. `left`: the remaining time to live in milliseconds."""
-    return None if message is None or left <= 0 else CachedEvent(decode_message(message), left // 1000)
+def _cached_event(message: bytes | None, left: int, now: int) -> CachedEvent | None:
+    """Returns the cached event with its time to live, or None.
+
+    left: the remaining time to live in milliseconds; -1 for a retained message that does not expire. now: the wall clock in
+    nanoseconds.
+    """
+    if message is None or not left:
+        return None
+    return CachedEvent(decode_stored(message, left, now), CACHE_TTL_SECONDS if left < 0 else -(-left // 1000))

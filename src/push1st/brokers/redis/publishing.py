@@ -1,22 +1,31 @@
 """Sends messages to the broker in batches. One command sends all messages that a topic gets in one turn of the event loop.
 
-A batch contains only messages with a history, or only messages without. A message with an idempotency key is a batch of its own.
+A batch contains only messages with a history, or only messages without. A message with an idempotency key is a batch of its own,
+and so is a message that the broker retains.
+
+A batch is sent to the topic of its channel, and a copy of the batch to the inbox of each node with a matching filter.
 
 While the broker is away, publishing is rejected at once. A publish that the broker does not confirm within `CONFIRM_SECONDS`
 fails.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
+from push1st.brokers.redis.known_filters import KnownFilter, KnownFilters
 from push1st.brokers.redis.resp import ConnectionLost, RespConnection
-from push1st.brokers.redis.wire import encode_kept, encode_message, encode_messages
+from push1st.brokers.redis.retained import encode_stored
+from push1st.brokers.redis.wire import copy_of, encode_kept, encode_messages
+from push1st.brokers.retained import Retain
 from push1st.config.history import HistorySection
 from push1st.errors import Refused
 from push1st.messages import Message, Published
-from push1st.metrics import Metrics
+from push1st.metrics import Histogram, Metrics
 
 CONFIRM_SECONDS = 2
 """the seconds within which the broker must confirm a publish"""
@@ -30,30 +39,58 @@ AWAY = "the broker is away: nothing was published"
 UNCONFIRMED = "the broker has not confirmed in time: the event may have been delivered to some"
 
 
-class Batch:
+class Copies:
+    """The copies of a batch. nodes: the nodes with a matching filter, which get a copy.
+
+    groups: the matching groups, each of which gets the batch.
+    logs: the filters of the logs to which the batch is appended.
+    late_groups: those of `groups` that get the batch when the broker has accepted it (`PublishBatcher.accepted`).
+    complete: a function that sends missing copies of the batch; None if no filter was added since the last call.
+    unconfirmed: the number of copies that were sent after the batch, and that the broker has not confirmed.
+    results: the results of the messages, while copies are not confirmed.
+    """
+
+    __slots__ = ("complete", "groups", "late_groups", "logs", "nodes", "results", "unconfirmed")
+
+    def __init__(self, nodes: tuple[str, ...] = (), groups: tuple[KnownFilter, ...] = ()) -> None:
+        self.nodes = nodes
+        self.groups = groups
+        self.complete: Callable[[Batch, Copies], None] | None = None
+        self.logs: tuple[str, ...] = ()
+        self.late_groups: tuple[KnownFilter, ...] = ()
+        self.unconfirmed = 0
+        self.results: Sequence[Published] | None = None
+
+
+class Batch(msgspec.Struct, eq=False):
     """The messages that are published to one topic in one turn of the event loop.
 
     section: the settings of the channel's history; None if the broker does not keep the messages.
     key: the idempotency key of the only message, or "".
+    retain: the publisher of the only message if the broker retains the message, else None.
+    is_single: whether the batch has only one message.
+    copies: the copies of the batch; None if the app has no filters.
     size: the bytes of the data of messages with a history.
     cached: the message that the broker caches for `milliseconds`; None if no message is cached.
+    seconds: the durations until the broker confirms a batch.
     waiting: one future for each message, because coroutines without an asyncio task (`eager.py`) cannot share a future.
     """
 
-    __slots__ = ("app", "at", "cached", "channel", "done", "key", "messages", "milliseconds", "section", "size", "waiting")
-
-    def __init__(self, app: str, channel: str, at: float, section: HistorySection | None, key: str) -> None:
-        self.app = app
-        self.channel = channel
-        self.messages: list[Message] = []
-        self.waiting: list[asyncio.Future[Published]] = []
-        self.section = section
-        self.key = key
-        self.size = 0
-        self.cached: Message | None = None
-        self.milliseconds = 0
-        self.done = False
-        self.at = at
+    app: str
+    channel: str
+    at: float
+    section: HistorySection | None
+    key: str
+    retain: Retain | None
+    is_single: bool = False
+    copies: Copies | None = None
+    size: int = 0
+    cached: Message | None = None
+    milliseconds: int = 0
+    seconds: Histogram | None = None
+    done: bool = False
+    messages: list[Message] = []
+    waiting: list[asyncio.Future[Published]] = []
 
     @property
     def is_full(self) -> bool:
@@ -78,16 +115,49 @@ class Batch:
         if isinstance(reply, Exception):
             self.published(reply)
         elif not self.done:
-            self.resolve((Published(int(reply or 0)),) * len(self.waiting))
+            if self.copies is None:
+                result = Published(int(reply or 0))
+            else:
+                self.complete_copies()
+                result = Published(int(reply or 0), filters=len(self.copies.nodes))
+            self.resolve((result,) * len(self.waiting))
+
+    def complete_copies(self) -> None:
+        """Sends the copies that are missing because filters were added after the batch was sent."""
+        copies = self.copies
+        if copies is not None and copies.complete is not None:
+            complete, copies.complete = copies.complete, None
+            complete(self, copies)
+
+    def copied(self, reply: Any) -> None:
+        """Handles the reply to a copy that was sent after the batch."""
+        copies = self.copies
+        assert copies is not None
+        copies.unconfirmed -= 1
+        if isinstance(reply, Exception):
+            self.published(reply)
+        elif copies.results is not None:
+            self.resolve(copies.results)
 
     def resolve(self, results: Sequence[Published]) -> None:
-        """Returns the results of the messages to the publishers, unless the batch has failed before."""
+        """Returns the results of the messages to the publishers, unless the batch has failed, or copies are not confirmed."""
         if self.done:
             return
+        if self.copies is not None and self.copies.unconfirmed:
+            self.copies.results = results
+            return
         self.done = True
+        if self.seconds is not None:
+            self.seconds.observe(time.monotonic() - self.at)
         for future, result in zip(self.waiting, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+    @property
+    def copy(self) -> bytes:
+        """The data of a copy of the batch."""
+        data = encode_messages(self.messages) if self.section is None else encode_kept(self.messages)
+        return copy_of(data, self.section is not None)
 
 
 Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
@@ -95,10 +165,30 @@ Send = Callable[[RespConnection, Batch, bytes, bytes | None], None]
 
 
 class PublishBatcher:
-    """Collects messages in batches. `connection` is the connection for publishes; without it, publishing is rejected."""
+    """Collects messages in batches.
 
-    def __init__(self, send: Send, metrics: Metrics) -> None:
+    send_copies: a function that sends copies of a batch to some nodes and to logs that lack the batch; `Batch.copied` handles the
+        reply.
+    send_to_group: a function that gives a batch to a group, and returns the number of commands; the same method handles replies.
+    known: the filters of all nodes.
+    connection: the connection for publishes; without it, publishing is rejected.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        send_copies: Callable[[RespConnection, Batch, tuple[str, ...]], None],
+        send_to_group: Callable[[RespConnection, Batch, KnownFilter], int],
+        known: KnownFilters,
+        metrics: Metrics,
+    ) -> None:
         self._send = send
+        self._send_copies = send_copies
+        self._send_to_group = send_to_group
+        self._known = known
+        known.on_added = self._filter_added
+        self._incomplete: set[str] = set()
+        """the apps with filters that were added since the last batch was sent; their unconfirmed batches may lack copies"""
         self._metrics = metrics
         self.connection: RespConnection | None = None
         self._batches_on: RespConnection | None = None
@@ -107,12 +197,17 @@ class PublishBatcher:
         self._unconfirmed: deque[Batch] = deque()
 
     def publish(
-        self, message: Message, milliseconds: int | None = None, section: HistorySection | None = None, idempotency_key: str = ""
+        self,
+        message: Message,
+        milliseconds: int | None = None,
+        section: HistorySection | None = None,
+        idempotency_key: str = "",
+        retain: Retain | None = None,
     ) -> "asyncio.Future[Published]":
         """Queues a message; the future returns the result. Raises Refused(503).
 
         milliseconds: the time for which the broker caches the message; None if the broker does not cache the message.
-        section, idempotency_key: see `Broker.publish`.
+        section, idempotency_key, retain: see `Broker.publish`.
         """
         resp = self.connection
         if resp is None:
@@ -120,7 +215,9 @@ class PublishBatcher:
         loop = asyncio.get_running_loop()
         key = message.app, message.channel
         batch = self._batches.get(key)
-        if batch is not None and (batch.section is not section or batch.key or idempotency_key or (section and batch.is_full)):
+        if batch is not None and (
+            batch.section is not section or batch.is_single or idempotency_key or retain or (section and batch.is_full)
+        ):
             self._finish(key, batch)
             batch = None
         if batch is None:
@@ -129,7 +226,12 @@ class PublishBatcher:
             if not self._batches:
                 self._batches_on = resp
                 loop.call_soon(self._flush)
-            batch = self._batches[key] = Batch(*key, loop.time(), section, idempotency_key)
+            batch = self._batches[key] = Batch(*key, time.monotonic(), section, idempotency_key, retain)
+            batch.seconds = self._metrics.broker_seconds["publish"]
+            if idempotency_key or retain:
+                batch.is_single = True
+            if self._known.apps:
+                self._known.match(*key)  # now, so that the caller of this method can measure the cost
         batch.messages.append(message)
         if section is not None:
             batch.size += len(message.data)
@@ -154,8 +256,13 @@ class PublishBatcher:
     def _dispatch(self, resp: RespConnection, batch: Batch) -> None:
         self.tick(batch.at)  # removes confirmed batches now, because freeing thousands at once takes milliseconds
         self._unconfirmed.append(batch)
-        cached = None if batch.cached is None else encode_message(batch.cached)
+        cached = None if batch.cached is None else encode_stored(batch.cached)
         data = encode_messages(batch.messages) if batch.section is None else encode_kept(batch.messages)
+        if self._incomplete:
+            self._complete_all()
+        if batch.app in self._known.apps:
+            found = self._known.match(batch.app, batch.channel)
+            batch.copies = Copies(found.nodes, found.groups)
         self._send(resp, batch, data, cached)
 
     def _finish(self, key: tuple[str, str], batch: Batch) -> None:
@@ -170,10 +277,58 @@ class PublishBatcher:
         if key in self._batches and self._batches_on is not None and self._batches_on.alive:
             self._dispatch(self._batches_on, self._batches.pop(key))
 
+    def _filter_added(self, app: str) -> None:
+        """Marks the unconfirmed batches of an app as incomplete, because a node has added a filter or group, or the broker a log.
+
+        The broker may have added the filter before it ran these batches. The missing copies are sent before later batches, and
+        are confirmed before the batches. They are not sent at once, because many filters may be added at once.
+        """
+        if app in self._incomplete or not self._unconfirmed:
+            return
+        self._incomplete.add(app)
+        for batch in self._unconfirmed:
+            if batch.app == app and not batch.done:
+                if batch.copies is None:
+                    batch.copies = Copies()
+                if batch.copies.results is None:
+                    batch.copies.complete = self._complete
+
+    def _complete_all(self) -> None:
+        for batch in self._unconfirmed:
+            if batch.app in self._incomplete and not batch.done:
+                batch.complete_copies()
+        self._incomplete.clear()
+
+    def _complete(self, batch: Batch, copies: Copies) -> None:
+        """Sends a batch to the nodes with a matching filter that have not got it, and to groups and logs that lack it.
+
+        The broker may reject a retained message, and does not publish a repeated one. So groups get such a message later.
+        """
+        resp, found = self._batches_on, self._known.match(batch.app, batch.channel)
+        assert resp is not None
+        nodes = tuple(node for node in found.nodes if node not in copies.nodes)
+        copies.nodes += nodes
+        copies.unconfirmed += 1
+        self._send_copies(resp, batch, nodes)
+        names = {one.name for one in copies.groups}
+        groups = tuple(one for one in found.groups if one.name not in names)
+        copies.groups += groups
+        if batch.is_single:
+            copies.late_groups += groups
+            return
+        for group in groups:
+            copies.unconfirmed += self._send_to_group(resp, batch, group)
+
+    def accepted(self, resp: RespConnection, batch: Batch, copies: Copies) -> None:
+        """Gives a batch that the broker has accepted to its late groups. Called before `Batch.resolve`."""
+        for group in copies.late_groups:
+            copies.unconfirmed += self._send_to_group(resp, batch, group)
+
     def tick(self, now: float) -> None:
         """Removes confirmed batches from memory; rejects batches that the broker has not confirmed in time."""
         unconfirmed = self._unconfirmed
         while unconfirmed and (unconfirmed[0].done or unconfirmed[0].at + CONFIRM_SECONDS <= now):
             batch = unconfirmed.popleft()
-            self._metrics.broker_unconfirmed += not batch.done
-            batch.fail(Refused(503, UNCONFIRMED))
+            if not batch.done:
+                self._metrics.broker_unconfirmed += 1
+                batch.fail(Refused(503, UNCONFIRMED))

@@ -19,6 +19,7 @@ from push1st.brokers.redis.entries import Difference
 from push1st.brokers.redis.following import Following
 from push1st.brokers.redis.history import ShardHistory
 from push1st.brokers.redis.hook_events import HookEventStream
+from push1st.brokers.redis.interest import Interest
 from push1st.brokers.redis.keys import ChannelKey, Keys, UserKey
 from push1st.brokers.redis.lease import Lease, milliseconds
 from push1st.brokers.redis.presence import ShardRoster, join_of, members_of
@@ -61,6 +62,7 @@ class Reconciler:
         hook_events: HookEventStream,
         history: ShardHistory,
         following: Following,
+        interest: Interest,
         owns: Callable[[str, str], bool],
         numbered: Callable[[int], None] | None,
         number: int,
@@ -74,6 +76,7 @@ class Reconciler:
         self._hook_events = hook_events
         self._history = history
         self._following = following
+        self._interest = interest
         self._owns = owns
         self._numbered = numbered
         self._number = number
@@ -89,8 +92,10 @@ class Reconciler:
         if self._connection.state is ConnectionState.REGISTERING:  # in other states, the node is already subscribed to its topics
             self._following.hold(tuple(self._following.channels))
             topics = await self._topics.subscribe_all(resp)
+            await self._interest.load(resp)
         else:
             self._following.hold(self._following.of_other_generations())
+            self._interest.is_doubtful |= self._state_lost
         await self._following.heal(resp)
         stored = await self._stored(resp)
         # There is no await from here to the end, so changes that clients cause are sent after all repairs.
@@ -137,12 +142,16 @@ class Reconciler:
     async def _stored(self, resp: RespConnection) -> dict[str, str]:
         """Returns the broker's copy of this node's entries."""
         stored: dict[str, str] = {}
-        key, cursor = self._keys.key("n", self._context.node), b"0"
-        while True:
-            cursor, found = await resp.call("HSCAN", key, cursor, "COUNT", 1000)
-            stored |= dict(zip(*[iter(one.decode() for one in found)] * 2, strict=True))
-            if cursor == b"0":
-                return stored
+        has_filters = self._interest.known.apps or self._context.filters.values
+        for name, kind in (("n", ""), ("nf", "f/")) if has_filters else (("n", ""),):
+            key, cursor = self._keys.key(name, self._context.node), b"0"
+            while True:
+                cursor, found = await resp.call("HSCAN", key, cursor, "COUNT", 1000)
+                texts = [one.decode() for one in found]
+                stored |= {kind + field: value for field, value in zip(texts[::2], texts[1::2], strict=True)}
+                if cursor == b"0":
+                    break
+        return stored
 
     def _send_unconfirmed_leaves(self) -> None:
         """Sends the unconfirmed leaves to a server that has lost its state. The server publishes these leaves after the recovery.
@@ -181,7 +190,9 @@ class Reconciler:
 
     def _repair(self, stored: dict[str, str]) -> None:
         """Sends a change for each difference between the entries and the broker's copy."""
-        for difference in self._roster.entries.differences(stored, self._context.local_roster, self._owns):
+        context = self._context
+        authoritative = context.local_roster, context.filters.values, self._owns
+        for difference in self._roster.entries.differences(stored, *authoritative):
             self._send_repair(difference)
 
     def _send_repair(self, of: Difference) -> None:
@@ -200,6 +211,8 @@ class Reconciler:
                 send(SIGN_OUT, of.app, of.user_id, "", *stamp())
             case "connections":
                 send(CONNECT, of.app, roster.entries.connections(of.app), 0)
+            case "filter":
+                self._interest.send(of.app, of.channel)
 
     # Comparing the views of clients with the roster
 
@@ -209,6 +222,15 @@ class Reconciler:
         if lease.recovered_at is not None and lease.recovered_at <= now and resp is not None:
             lease.recovered_at = None
             self._compare_views(resp)
+            if self._interest.is_doubtful:
+                spawn(self._load_filters(resp))
+
+    async def _load_filters(self, resp: RespConnection) -> None:
+        """Drops known filters that the server does not have: their nodes ended when the server lost its state."""
+        try:
+            await self._interest.load(resp)
+        except (ConnectionLost, hiredis.ReplyError) as exc:
+            self._connection.check(exc)
 
     def _compare_views(self, resp: RespConnection) -> None:
         """Requests the members and users of all views. The handlers of the replies deliver the differences as edges."""

@@ -1,6 +1,7 @@
 """Sends a request to all nodes that are subscribed to a topic, and collects one reply from each of these nodes."""
 
 import asyncio
+import time
 from collections.abc import Awaitable
 
 from push1st.brokers.redis.connection import AWAY_FOR_LONG, ShardConnection
@@ -8,6 +9,7 @@ from push1st.brokers.redis.keys import Keys
 from push1st.brokers.redis.resp import RespConnection, pack
 from push1st.brokers.redis.wire import TopicRequest, encode_reply, encode_request
 from push1st.errors import Refused
+from push1st.metrics import Histogram
 
 
 class PendingReplies:
@@ -38,9 +40,13 @@ class PendingReplies:
 
 
 class Requests:
-    """Sends the requests and replies of this node. `inbox` is the topic on which this node receives replies."""
+    """Sends the requests and replies of this node. `inbox` is the topic on which this node receives replies.
 
-    def __init__(self, keys: Keys, connection: ShardConnection, inbox: str) -> None:
+    seconds: the durations until all replies have arrived.
+    """
+
+    def __init__(self, keys: Keys, connection: ShardConnection, inbox: str, seconds: Histogram) -> None:
+        self._seconds = seconds
         self._keys = keys
         self._connection = connection
         self._inbox = inbox
@@ -63,10 +69,12 @@ class Requests:
         loop = asyncio.get_running_loop()
         pending = self._pending[number] = PendingReplies(loop.create_future())
         timer = None
+        started = time.monotonic()
         try:
             pending.expect(await self._connection.until_done(attempt))
             timer = loop.call_later(seconds, pending.end)
             await pending.done
+            self._seconds.observe(time.monotonic() - started)
         finally:
             if timer is not None:
                 timer.cancel()

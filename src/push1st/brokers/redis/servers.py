@@ -15,12 +15,11 @@ from typing import Any
 import hiredis
 
 from push1st.brokers.redis.resp import Argument, ConnectionLost, OnPush, RespConnection
-from push1st.brokers.redis.scripts import SCRIPTS
+from push1st.brokers.redis.scripts import CLUSTER_SHARDS, SCRIPTS
 from push1st.config.brokerurl import Address
 
 CONNECT_SECONDS = 5
 """the seconds within which `connect` must find the server, connect to it, and load the scripts"""
-CLUSTER_SHARDS = 16
 SLOTS = 16384
 
 

@@ -1,15 +1,21 @@
 """Divides the channels of all apps among shards: one shard on a single server, several shards in a cluster."""
 
 import asyncio
+import contextlib
+import time
 from binascii import crc_hqx
 from collections.abc import Callable, Collection
 from functools import partial
 
+import hiredis
+
 from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.resp import ConnectionLost
 from push1st.brokers.redis.servers import tags
 from push1st.brokers.redis.shard import Shard
 from push1st.config.brokerurl import Address
 from push1st.errors import Refused
+from push1st.status import BrokerServer, BrokerStatus
 
 TICK_SECONDS = 0.25
 """the seconds between two checks of deadlines and leases"""
@@ -27,6 +33,8 @@ class Shards:
     ) -> None:
         self._metrics = context.metrics
         self._timer: asyncio.TimerHandle | None = None
+        self.on_tick: Callable[[float], None] = lambda _: None
+        """a function that is called at each tick with the loop's clock"""
         self.all: list[Shard] = []
         for index, tag in enumerate(tags(address)):
             self.all.append(
@@ -68,6 +76,7 @@ class Shards:
             self._metrics.broker_away += TICK_SECONDS
         for shard in self.all:
             shard.tick(now)
+        self.on_tick(now)
 
     async def close(self) -> None:
         for shard in self.all:
@@ -79,3 +88,24 @@ class Shards:
         """See `Redis.workers`."""
         for shard in self.all:
             shard.lease.workers(nodes)
+
+    async def state(self) -> BrokerStatus:
+        """Returns the state of the broker for operators. Sends a command to the server of each shard."""
+        servers: dict[str, BrokerServer] = {}
+        for run_id, server in await asyncio.gather(*map(_server, self.all)):
+            servers.setdefault(run_id, server)
+        away = [shard.connection for shard in self.all if shard.connection.publish_connection is None]
+        nodes = max(len(shard.lease.others) for shard in self.all) + 1
+        return BrokerStatus(not away, away[0].reason if away else "", nodes, list(servers.values()))
+
+
+async def _server(shard: Shard) -> tuple[str, BrokerServer]:
+    """Returns the run id, version, role and round trip of a shard's server; without a connection, empty values."""
+    resp = shard.connection.established
+    if resp is not None:
+        began = time.perf_counter()  # the loop's clock counts whole milliseconds
+        with contextlib.suppress(hiredis.ReplyError, ConnectionLost):
+            about = await resp.call("HELLO")
+            version, role = (str(about.get(name, b""), "utf-8", "replace") for name in (b"version", b"role"))
+            return resp.run_id, BrokerServer(version, role, time.perf_counter() - began)
+    return "", BrokerServer("", "", None)

@@ -17,7 +17,7 @@ class ShardTopics:
         self._connection = connection
         self.inbox = keys.topic("", node)
         """the topic on which this node receives replies, and the names of nodes that have just subscribed to their topics"""
-        self._names = {self.inbox}
+        self._names = {self.inbox, keys.filters_topic}
 
     def __contains__(self, topic: str) -> bool:
         return topic in self._names

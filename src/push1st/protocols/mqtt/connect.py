@@ -57,7 +57,7 @@ RESERVED_FLAG = 0x01
 
 
 def connect(data: bytes, at: int, end: int, flags: int) -> tuple[ConnectPacket, bool] | Violation:
-    """Reads a CONNECT after its fixed header. Returns it, and whether the client is a bridge of MQTT 3.1 or 3.1.1.
+    """Reads a CONNECT after its fixed header. Returns the packet, and whether the client is a bridge of MQTT 3.1 or 3.1.1.
 
     `flags`: the low four bits of the first byte.
     """

@@ -8,8 +8,9 @@ from collections.abc import Callable, Container
 
 import msgspec
 
+from push1st.filters import has_wildcard
 from push1st.protocols.mqtt.packets import ReasonCode
-from push1st.protocols.mqtt.topics import has_wildcard, is_text
+from push1st.protocols.mqtt.topics import is_text
 
 
 class PacketError(Exception):
@@ -68,11 +69,9 @@ def four_bytes(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def flag(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """Reads a byte that is 0 or 1."""
+    """Reads a byte that must be 0 or 1, which `_wrong` checks."""
     if at >= end:
         raise malformed("the packet ends before a flag")
-    if data[at] > 1:
-        raise forbidden(f"a flag has the value {data[at]}")
     return data[at], at + 1
 
 
@@ -103,16 +102,9 @@ def text_of(raw: bytes) -> str:
     return text
 
 
-def pair(data: bytes, at: int, end: int) -> tuple[tuple[str, str], int]:
-    """Reads a name and a value [MQTT-1.5.7-1]."""
-    name, at = string(data, at, end)
-    value, at = string(data, at, end)
-    return (name, value), at
-
-
 # Properties. Only MQTT 5.0 has properties.
 
-Value = int | str | bytes | tuple[str, str]
+Value = int | str | bytes
 
 PAYLOAD_FORMAT = 0x01
 MESSAGE_EXPIRY = 0x02
@@ -157,13 +149,12 @@ READERS: dict[int, Callable[[bytes, int, int], tuple[Value, int]]] = {
     TOPIC_ALIAS: two_bytes,
     0x24: flag,  # Maximum QoS
     0x25: flag,  # Retain Available
-    USER_PROPERTY: pair,
     MAXIMUM_PACKET_SIZE: four_bytes,
     0x28: flag,  # Wildcard Subscription Available
     0x29: flag,  # Subscription Identifier Available
     0x2A: flag,  # Shared Subscription Available
 }
-"""maps each property to the function that reads its value (§2.2.2.2)"""
+"""maps each property, except user properties, to the function that reads its value (§2.2.2.2)"""
 POSITIVE = {SUBSCRIPTION_ID, RECEIVE_MAXIMUM, MAXIMUM_PACKET_SIZE}
 """the properties that must not be 0 (§3.1.2.11.3, §3.1.2.11.4, §3.8.2.1.2); the topic alias has a reason code of its own"""
 
@@ -191,6 +182,7 @@ IN_DISCONNECT = frozenset((SESSION_EXPIRY, SERVER_REFERENCE, REASON_STRING, USER
 
 EVENT = "event"
 """the name of the user property that contains the name of an event"""
+EVENT_BYTES = EVENT.encode()
 
 
 def properties(
@@ -198,20 +190,51 @@ def properties(
 ) -> tuple[dict[int, Value], int]:
     """Reads the length of the properties, then the properties. User properties are checked, and left out of the result.
 
+    All properties are read before the first one that is not permitted is rejected: a property that cannot be read has priority.
+
     `permitted`: the properties that the packet may contain.
     `otherwise`: the reason code for a property of another packet.
     """
     at, stop = _bounds(data, at, end)
     found: dict[int, Value] = {}
+    wrong: PacketError | None = None
     while at < stop:
         id = data[at]
-        value, at = _property(id, data, at + 1, stop, permitted, otherwise)
         if id == USER_PROPERTY:
+            _, at = user_properties(data, at, stop)
+            if id not in permitted:
+                wrong = wrong or _wrong(id, "", permitted, found, otherwise)
             continue
-        if id in found:
-            raise _twice(id)
+        value, at = _property(id, data, at + 1, stop)
+        wrong = wrong or _wrong(id, value, permitted, found, otherwise)
         found[id] = value
+    if wrong is not None:
+        raise wrong
     return found, stop
+
+
+def user_properties(data: bytes, at: int, end: int) -> tuple[str | None, int]:
+    """Reads consecutive user properties. Returns the value of the first user property with the name `EVENT`; None without such a
+    property.
+
+    `at`: the position of the first property.
+    """
+    strings: list[bytes] = []
+    event: bytes | None = None
+    # measured: 0.4 µs for a property, and 2 µs if each string is decoded; a packet has up to 13,000 properties
+    while at < end and data[at] == USER_PROPERTY:
+        name_at = at + 3
+        value_at = name_at + 2 + (data[at + 1] << 8 | data[at + 2]) if name_at <= end else end + 1
+        at = value_at + (data[value_at - 2] << 8 | data[value_at - 1]) if value_at <= end else end + 1
+        if at > end:
+            raise malformed("the packet ends in a user property")
+        name, value = data[name_at : value_at - 2], data[value_at:at]
+        strings += (name, value)
+        if event is None and name == EVENT_BYTES:
+            event = value
+    # The spaces prevent that the bytes at the end of one string and at the start of the next one are read as one character.
+    text_of(b" ".join(strings))
+    return None if event is None else event.decode(), at
 
 
 class MessageProperties(msgspec.Struct, frozen=True, gc=False):
@@ -228,7 +251,7 @@ class MessageProperties(msgspec.Struct, frozen=True, gc=False):
 
 
 def message_properties(data: bytes, at: int, end: int, permitted: Container[int]) -> tuple[MessageProperties, int]:
-    """Reads the length of a message's properties, then the properties.
+    """Reads the length of a message's properties, then the properties. Rejects properties as `properties` does.
 
     The properties that are passed on are copied in one piece, if no other property is between them.
     """
@@ -238,25 +261,23 @@ def message_properties(data: bytes, at: int, end: int, permitted: Container[int]
     seen: set[int] = set()
     others: dict[int, int] = {}
     event: str | None = None
+    wrong: PacketError | None = None
     while at < stop:
         start, id = at, data[at]
-        value, at = _property(id, data, at + 1, stop, permitted, ReasonCode.PROTOCOL_ERROR)
         if id == USER_PROPERTY:
-            assert isinstance(value, tuple)
-            if event is None and value[0] == EVENT:
-                event = value[1]
+            first, at = user_properties(data, at, stop)
+            if event is None:
+                event = first
             continue
-        if id in seen:
-            raise _twice(id)
+        value, at = _property(id, data, at + 1, stop)
+        wrong = wrong or _wrong(id, value, permitted, seen, ReasonCode.PROTOCOL_ERROR)
         seen.add(id)
-        if id in PASSED_ON:
-            if id == RESPONSE_TOPIC and has_wildcard(str(value)):
-                raise forbidden("the response topic has wildcards")  # [MQTT-3.3.2-14]
-            continue
-        assert isinstance(value, int)
-        others[id] = value
-        kept.append(data[kept_from:start])
-        kept_from = at
+        if id not in PASSED_ON and isinstance(value, int):
+            others[id] = value
+            kept.append(data[kept_from:start])
+            kept_from = at
+    if wrong is not None:
+        raise wrong
     kept.append(data[kept_from:stop])
     found = MessageProperties(
         b"".join(kept), others.get(MESSAGE_EXPIRY), event, others.get(TOPIC_ALIAS), others.get(WILL_DELAY, 0)
@@ -272,18 +293,24 @@ def _bounds(data: bytes, at: int, end: int) -> tuple[int, int]:
     return at, at + length
 
 
-def _property(id: int, data: bytes, at: int, end: int, permitted: Container[int], otherwise: ReasonCode) -> tuple[Value, int]:
+def _property(id: int, data: bytes, at: int, end: int) -> tuple[Value, int]:
     """Reads the value of one property."""
     reader = READERS.get(id)
     if reader is None:
         raise malformed(f"the property {id:02X} does not exist")
-    found = reader(data, at, end)
-    if id not in permitted:  # a property that is not complete is malformed, even if the packet must not contain it
-        raise PacketError(otherwise, f"the packet must not contain the property {id:02X}")
-    if id in POSITIVE and not found[0]:
-        raise forbidden(f"the property {id:02X} is 0")
-    return found
+    return reader(data, at, end)
 
 
-def _twice(id: int) -> PacketError:
-    return forbidden(f"the packet contains the property {id:02X} twice")
+def _wrong(id: int, value: Value, permitted: Container[int], seen: Container[int], otherwise: ReasonCode) -> PacketError | None:
+    """Returns the reason why the packet must not contain a property; None if it may. `seen`: the properties before this one."""
+    if id not in permitted:
+        return PacketError(otherwise, f"the packet must not contain the property {id:02X}")
+    if id in POSITIVE and not value:
+        return forbidden(f"the property {id:02X} is 0")
+    if READERS[id] is flag and value not in (0, 1):
+        return forbidden(f"a flag has the value {value!r}")
+    if id in seen:
+        return forbidden(f"the packet contains the property {id:02X} twice")
+    if id == RESPONSE_TOPIC and has_wildcard(str(value)):  # [MQTT-3.3.2-14]
+        return forbidden("the response topic has wildcards")
+    return None

@@ -1,10 +1,11 @@
 """The values that `Outgoing` and `Incoming` share. These two classes deliver the messages of one session (§4.3 of MQTT 5.0).
 
-`Outgoing` contains the messages to the client, and `Incoming` the packet ids of the client's own messages. Both belong to a
-session, and not to a connection: the owner of the session calls `attach` when a connection begins, and `detach` when it ends. A
-session needs an `Outgoing` from its first subscription with QoS 1 or 2, and an `Incoming` from its first PUBLISH with QoS 1 or 2.
+`Outgoing` contains the messages to the client, and `Incoming` the packet ids of the client's own messages. Both objects belong to
+a session, and not to a connection. The owner of the session calls `attach` when a connection begins, and `detach` when the
+connection ends. A session needs an `Outgoing` from its first subscription with QoS 1 or 2. It needs an `Incoming` from its first
+PUBLISH with QoS 1 or 2.
 
-These modules contain no bytes, no clock and no sockets. The owner encodes what the methods return, in the same order. One call
+These modules contain no bytes, no clock and no sockets. The owner encodes the results of the methods, in the same order. One call
 handles all messages of a turn, or all acknowledgements of a read.
 
 Citations: [MQTT-4.3.3-4] is a statement of MQTT 5.0, which the server obeys in all versions.
@@ -56,15 +57,18 @@ class Release:
 
 RELEASE = Release()
 
+SentMessage = tuple[int, Item, bool]
+"""A message to send: packet id, message, DUP. The packet id is 0 with QoS 0."""
+
 Sent = tuple[int, Item | Release, bool]
-"""A packet to send: packet id, message, DUP. The packet id is 0 with QoS 0. With `RELEASE` the packet is a PUBREL without DUP."""
+"""A message or a PUBREL to send. With `RELEASE` the packet is a PUBREL without DUP."""
 
 
 class FlowBounds(msgspec.Struct, frozen=True):
     """The bounds of every session.
 
     `inflight`: the maximum number of messages with QoS 1 and 2 without a final acknowledgement, for each direction.
-    `queue`: the maximum number of waiting messages. `queue_size`: the maximum number of their bytes.
+    `queue`: the maximum number of waiting messages. `queue_size`: the maximum number of bytes of the waiting messages.
     """
 
     inflight: int
@@ -78,14 +82,16 @@ class FlowCounts:
     `expired`: messages that expired while they waited.
     `queue_full`: waiting messages that were dropped because too many messages waited.
     `resent`: packets that were sent again on a new connection.
+    `too_large`: messages that were dropped because their packet is larger than the client permits.
     `forgotten`: packet ids of clients' messages that were dropped because too many ids were kept (`Incoming`).
     """
 
-    __slots__ = ("expired", "forgotten", "queue_full", "resent")
+    __slots__ = ("expired", "forgotten", "queue_full", "resent", "too_large")
 
     def __init__(self) -> None:
         self.expired = 0
         self.queue_full = 0
+        self.too_large = 0
         self.resent = 0
         self.forgotten = 0
 

@@ -15,9 +15,10 @@ from push1st.protocols.mqtt.flow import FlowBounds, FlowCounts, FlowState, FlowV
 from push1st.protocols.mqtt.packets import ReasonCode
 
 MAX_ARRIVALS = 2
-"""how often the same PUBLISH with QoS 2 may arrive on one connection; a PUBLISH with DUP does not count"""
-MAX_HELD_WINDOWS = 10
-"""the maximum number of held packet ids, as a multiple of `FlowBounds.inflight`. Ids remain if clients lose their sessions."""
+"""the maximum number of arrivals of the same PUBLISH with QoS 2 on one connection; a PUBLISH with DUP does not count"""
+MAX_HELD_WINDOWS = 50
+"""the maximum number of held packet ids, as a multiple of `FlowBounds.inflight`. A client that loses its own state never releases
+its ids."""
 UNCONFIRMED = -1
 
 
@@ -26,7 +27,8 @@ class Arrival:
 
     `content`: a checksum of the topic and the payload.
     `reason`: the reason code of the answer, or `UNCONFIRMED`.
-    `times`: how often the packet has arrived on this connection; repetitions with DUP do not count. 0: on an earlier connection.
+    `times`: the number of arrivals on this connection; repetitions with DUP do not count. 0: the packet arrived on an earlier
+    connection.
     `is_queued`: whether PUBACK or PUBREC has yet to be sent on this connection.
     """
 
@@ -42,13 +44,18 @@ class Arrival:
 
 
 class Incoming:
-    """The packet ids of one client's messages."""
+    """The packet ids of one client's messages.
 
-    __slots__ = ("_answers", "_bounds", "_counts", "_doubtful", "_held", "_unacknowledged")
+    `has_window`: whether the client obeys a Receive Maximum. MQTT 3.1 and 3.1.1 have no Receive Maximum. In these versions, the
+    owner limits the messages without PUBACK or PUBREC with `is_full`, and `MAX_HELD_WINDOWS` limits the messages without PUBREL.
+    """
 
-    def __init__(self, bounds: FlowBounds, counts: FlowCounts) -> None:
+    __slots__ = ("_answers", "_bounds", "_counts", "_doubtful", "_held", "_unacknowledged", "has_window")
+
+    def __init__(self, bounds: FlowBounds, counts: FlowCounts, has_window: bool = True) -> None:
         self._bounds = bounds
         self._counts = counts
+        self.has_window = has_window
         self._answers: list[Arrival] = []
         """the messages of this connection without PUBACK or PUBREC, in order of arrival, each once"""
         self._held: dict[int, Arrival] = {}
@@ -57,6 +64,16 @@ class Incoming:
         """the held ids whose PUBREL the server may have forgotten in a crash"""
         self._unacknowledged = 0
         """the number of messages of this connection without PUBACK, PUBCOMP, or a PUBREC with an error code"""
+
+    @property
+    def held(self) -> int:
+        """The number of messages with QoS 2 without PUBREL."""
+        return len(self._held)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window is full of messages of this connection without PUBACK or PUBREC."""
+        return len(self._answers) >= self._bounds.inflight
 
     def detach(self) -> None:
         """Ends the connection. The broker may still confirm messages of the connection later."""
@@ -70,7 +87,8 @@ class Incoming:
 
         `content`: a checksum of the topic and the payload, which all workers compute alike; not needed with QoS 1.
 
-        For each message to publish, the owner later calls `confirm`. Then, and after a repetition, the owner calls `answers`.
+        For each message to publish, the owner later calls `confirm`. After `confirm`, and after a repetition, the owner calls
+        `answers`.
 
         Raises FlowViolation if the client has too many unacknowledged messages, or repeats a message too often.
         """
@@ -97,7 +115,7 @@ class Incoming:
         """Counts a message that arrives on this connection for the first time, and queues its answer."""
         # [MQTT-3.3.4-7]: the client obeys the Receive Maximum of CONNACK. The second condition is for clients that send PUBREL
         # before PUBREC: their messages do not count as unacknowledged any more, but their PUBRECs still wait.
-        if self._unacknowledged >= self._bounds.inflight or len(self._answers) >= self._bounds.inflight:
+        if self.has_window and (self._unacknowledged >= self._bounds.inflight or self.is_full):
             text = f"more than {self._bounds.inflight} unacknowledged messages"
             raise FlowViolation(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, text)
         self._unacknowledged += 1
@@ -108,8 +126,10 @@ class Incoming:
     def _hold(self, arrival: Arrival) -> None:
         held = self._held
         if len(held) >= MAX_HELD_WINDOWS * self._bounds.inflight:
-            # An id of an earlier connection exists, because this connection has received fewer messages.
-            oldest = next(packet_id for packet_id, one in held.items() if not one.times)
+            # The ids of this connection are fewer than the bound if the client obeys the Receive Maximum. So an older id exists.
+            oldest = next((packet_id for packet_id, one in held.items() if not one.times), 0)
+            if not oldest:
+                raise FlowViolation(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, f"more than {len(held)} messages without PUBREL")
             del held[oldest]
             self._counts.forgotten += 1
         held[arrival.packet_id] = arrival
@@ -168,7 +188,7 @@ class Incoming:
                 arrival.times = 0
                 self._unacknowledged -= 1
                 if arrival.is_queued and arrival.reason != UNCONFIRMED:
-                    # The client has an earlier PUBREC. A late one could seem to answer the next message with the same id.
+                    # The client has received a PUBREC. A second PUBREC could seem to answer the next message with the same id.
                     self._answers.remove(arrival)
         if self._doubtful:
             self._doubtful = self._doubtful.difference(packet_ids)
@@ -178,7 +198,8 @@ class Incoming:
     def save(self) -> tuple[tuple[int, int], ...]:
         """Returns the held packet ids and the contents of their messages, for `FlowState.received`.
 
-        The ids of unconfirmed messages are not included: such a message may not be published, and then the repetition must be.
+        The ids of unconfirmed messages are not included: if the broker did not publish such a message, its repetition must be
+        published.
         """
         return tuple((packet_id, one.content) for packet_id, one in self._held.items() if one.reason != UNCONFIRMED)
 
@@ -186,8 +207,8 @@ class Incoming:
     def restore(cls, state: FlowState[Any], bounds: FlowBounds, counts: FlowCounts, after_crash: bool) -> Self:
         """Returns the packet ids of a saved session.
 
-        `after_crash`: whether the state is older than the end of the session's last connection, so that the client may have
-        released some of the held ids. Then a PUBLISH with a held id is a new message, unless it has DUP and the same content.
+        `after_crash`: whether the state is older than the end of the session's last connection. The client may then have released
+        some of the held ids. So a PUBLISH with a held id is a new message, unless the packet has DUP and the same content.
         """
         one = cls(bounds, counts)
         one._held = {packet_id: Arrival(packet_id, 2, content, ReasonCode.SUCCESS) for packet_id, content in state.received}

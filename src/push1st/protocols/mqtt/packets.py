@@ -174,7 +174,7 @@ class PublishPacket(msgspec.Struct, frozen=True, gc=False):
 class PubackPacket(msgspec.Struct, frozen=True, gc=False):
     """Acknowledges messages with QoS 1.
 
-    `packet_ids`: the ids of consecutive packets without a reason code are in one struct; else one id.
+    `packet_ids`: one id, or the ids of consecutive packets without a reason code.
     """
 
     packet_ids: tuple[int, ...]

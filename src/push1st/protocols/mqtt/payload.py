@@ -22,7 +22,7 @@ BASE64_TAIL = b'"}'
 JSON_STARTS = frozenset("{[-0123456789tfn")
 """the first characters of JSON values that are not strings"""
 
-# `Raw` makes the decoder only check the text: it builds no objects. It accepts strings that are not UTF-8.
+# `Raw` makes the decoder only check the text: it builds no objects. The decoder accepts strings that are not UTF-8.
 _check = msgspec.json.Decoder(msgspec.Raw).decode
 _strings = msgspec.json.Decoder(str)
 
@@ -53,6 +53,6 @@ def payload_of(data: bytes) -> bytes:
             found = binascii.a2b_base64(text)
         except binascii.Error:
             return data
-        if b64encode(found) == text:  # else the text is not canonical, so other bytes than a payload's made it
+        if b64encode(found) == text:  # otherwise the text is not the result of `data_of`
             return found
     return data

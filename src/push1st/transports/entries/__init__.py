@@ -11,7 +11,6 @@ and the server closes the WebSocket. Pusher clients need a close code: if a hand
 
 import asyncio
 import binascii
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -22,13 +21,12 @@ from push1st.config.model import ProtocolConfig
 from push1st.errors import Disconnect
 from push1st.messages import Response
 from push1st.protocols import Codec
+from push1st.protocols.websocket import handshake_answer
+from push1st.transports.answers import error
 from push1st.transports.context import EdgeContext
-from push1st.transports.handlers import Handshake
+from push1st.transports.handlers import Handshake, SocketOwner
 from push1st.transports.pages import split_page
 from push1st.transports.websocket import WebSocketConnection
-
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %b\r\n\r\n"
 
 
 class Entry(Protocol):
@@ -52,17 +50,33 @@ class Entry(Protocol):
         """
 
 
-class EntryTable:
-    """The entries of a worker, with their bases (path prefixes). The first base that matches a path determines the entry."""
+class SocketEntry(Protocol):
+    """Admits the clients of a protocol whose connections are no `WebSocketConnection`. `bases`: as in `Entry`."""
 
-    def __init__(self, context: EdgeContext, entries: Sequence[Entry]) -> None:
+    bases: tuple[str, ...]
+
+    def open(
+        self, handshake: Handshake, tail: str, transport: asyncio.Transport, rest: bytes, before: bytes
+    ) -> Response | SocketOwner:
+        """Takes over the socket of a handshake, or returns the answer that rejects the handshake.
+
+        tail: the part of the path after the base. The other arguments: see `EntryTable.upgrade`.
+        """
+
+
+class EntryTable:
+    """The entries of a worker, with their bases (path prefixes). The first base that matches a path determines the entry.
+
+    others: the entries that are used for paths that match no base of `entries`.
+    """
+
+    def __init__(self, context: EdgeContext, entries: Sequence[Entry], others: Sequence[SocketEntry] = ()) -> None:
         self._context = context
         self._bases = [(base, entry) for entry in entries for base in entry.bases]
+        self._others = [(base, entry) for entry in others for base in entry.bases]
         self._page_bases = context.config.server.bases("pusher")
 
-    def upgrade(
-        self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes
-    ) -> Response | WebSocketConnection:
+    def upgrade(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes) -> Response | SocketOwner:
         """Turns an HTTP connection into a WebSocket, or returns the answer that rejects the handshake (`UpgradeHandler`).
 
         rest: the client's input after the handshake.
@@ -75,26 +89,17 @@ class EntryTable:
             handshake = msgspec.structs.replace(handshake, path=path, page=page)
         for base, entry in self._bases:
             if path.startswith(base) and (page is None or base in self._page_bases):
-                return self._enter(entry, handshake, path[len(base) :], transport, rest, before)
-        return _refusal(404, f"no WebSocket is served at {path[:200]}")
+                return _checked(handshake) or self._enter(entry, handshake, path[len(base) :], transport, rest, before)
+        for base, other in self._others:
+            if path.startswith(base) and page is None:
+                return _checked(handshake) or other.open(handshake, path[len(base) :], transport, rest, before)
+        return error(404, f"no WebSocket is served at {path[:200]}")
 
     def _enter(
         self, entry: Entry, handshake: Handshake, tail: str, transport: asyncio.Transport, rest: bytes, before: bytes
     ) -> Response | WebSocketConnection:
-        if handshake.method != "GET":
-            return _refusal(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
-        if handshake.version != "13":
-            return _refusal(
-                426,
-                "only WebSocket version 13 is supported",
-                b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
-            )
-        if not _valid_key(handshake.key):
-            return _refusal(400, "Sec-WebSocket-Key must be 16 bytes in base64")
-        context = self._context
-        digest = hashlib.sha1(handshake.key.encode() + _GUID, usedforsecurity=False).digest()
-        accept = binascii.b2a_base64(digest, newline=False)
-        connection = WebSocketConnection(context, transport, entry.codec, entry.settings, before + _SWITCH % accept)
+        context, switch = self._context, before + handshake_answer(handshake.key)
+        connection = WebSocketConnection(context, transport, entry.codec, entry.settings, switch)
         end = None
         try:
             entry.enter(handshake, tail, connection)
@@ -105,7 +110,7 @@ class EntryTable:
             context.node.metrics.refusals[str(end.code)] += 1
             status = entry.statuses.get(end.code) if connection.codec is entry.codec else None
             if status is not None:
-                return _refusal(status, end.reason)
+                return error(status, end.reason)
         connection.take_over()
         if end is not None:
             where = {"path": handshake.path, "origin": handshake.client.origin, "ip": handshake.ip}
@@ -116,8 +121,19 @@ class EntryTable:
         return connection
 
 
-def _refusal(status: int, text: str, headers: bytes = b"") -> Response:
-    return Response(status, msgspec.json.encode({"error": text}), headers=headers)
+def _checked(handshake: Handshake) -> Response | None:
+    """Returns the answer that rejects a handshake that is not valid; None for a valid handshake."""
+    if handshake.method != "GET":
+        return error(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")
+    if handshake.version != "13":
+        return error(
+            426,
+            "only WebSocket version 13 is supported",
+            b"Sec-WebSocket-Version: 13\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n",
+        )
+    if not _valid_key(handshake.key):
+        return error(400, "Sec-WebSocket-Key must be 16 bytes in base64")
+    return None
 
 
 def _valid_key(key: str) -> bool:

@@ -12,6 +12,7 @@ from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis import connection, scripts
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.entries import OwnFilters
 from push1st.brokers.redis.logged import LogDedup
 from push1st.brokers.redis.resp import RespConnection
 from push1st.brokers.redis.scripts import Script
@@ -19,6 +20,7 @@ from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.states import ConnectionState
 from push1st.brokers.redis.views import Views
 from push1st.config.brokerurl import parse
+from push1st.config.mqtt import Mqtt
 from push1st.messages import HookEvent, Message
 from push1st.metrics import Metrics
 from tests.support.loop import turns
@@ -84,6 +86,8 @@ class Server:
         self.connections: list[RespConnection] = []
         self.failures: list[Exception] = []
         """errors of the next attempts to connect"""
+        self.filters: list[bytes] = []
+        """the fields and values of the filters of all nodes; the command that reads them is not in `commands`"""
         self.is_silent = False
         self.missing = 0
         """living nodes that are not subscribed to their topics"""
@@ -111,6 +115,8 @@ class Server:
     def reply(self, command: Command) -> bytes:
         verb = command[0].decode()
         name = NAMES[command[1].decode()] if verb == "EVALSHA" else verb
+        if name == "HSCAN" and command[1].endswith(b":f"):
+            return resp([b"0", self.filters])
         self.commands.append((name, command[4:] if verb == "EVALSHA" else command[1:]))
         if name.endswith("SUBSCRIBE"):
             return b"".join(b">3\r\n" + resp(verb.lower()) + resp(topic) + resp(1) for topic in command[1:])
@@ -142,8 +148,10 @@ class Node:
             lambda *key: self.recounted.append(key),
             self.receive,
             self.local_roster,
+            OwnFilters(),
             self.views,
             Metrics(),
+            Mqtt(),
             LogDedup(),
             Timings(**{"backoff": 0, **timings}),
         )

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.brokers.local_roster import LocalRoster
-from push1st.brokers.redis.entries import Difference, Entries
+from push1st.brokers.redis.entries import Difference, Entries, OwnFilters
 from push1st.messages import Member
 
 ROOM = ("app", "presence-c")
@@ -17,12 +17,13 @@ class Own:
     def __init__(self) -> None:
         self.local_roster = LocalRoster()
         self.entries = Entries()
+        self.filters = OwnFilters()
 
     def join(self, key: tuple[str, str], socket: str, member: Member | None) -> None:
         self.local_roster.join(*key, socket, member)
 
     def differences(self, stored: dict[str, str]) -> list[Difference]:
-        return list(self.entries.differences(stored, self.local_roster, lambda *_: True))
+        return list(self.entries.differences(stored, self.local_roster, self.filters.values, lambda *_: True))
 
 
 def test_unconfirmed_connection_keeps_the_member_of_a_connection_that_left():
@@ -144,5 +145,16 @@ def test_user_is_signed_in_only_after_the_broker_has_confirmed_it():
 
 def test_channels_of_other_shards_are_no_differences():
     own = filled()
-    differences = own.entries.differences({}, own.local_roster, lambda _, channel: channel == "x/y")
+    differences = own.entries.differences({}, own.local_roster, {}, lambda _, channel: channel == "x/y")
     assert [one for one in differences if one.channel] == [Difference("more", "app", "x/y")]
+
+
+def test_a_filter_with_another_value_in_the_copy_is_a_difference():
+    own = Own()
+    own.filters.values |= {("app", "a.#"): 1, ("app", "$share/g/+/b"): 2, ("app", "c.+"): 1}
+    stored = {"f/app/a.#": "1", "f/app/$share/g/+/b": "1", "f/app/old/+": "1"}
+    assert own.differences(stored) == [
+        Difference("filter", "app", "$share/g/+/b"),
+        Difference("filter", "app", "c.+"),
+        Difference("filter", "app", "old/+"),
+    ]

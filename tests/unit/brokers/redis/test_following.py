@@ -126,6 +126,27 @@ async def test_gap_on_an_unbroken_connection_is_read_and_later_batches_wait(serv
     assert (name, arguments[0], arguments[4:]) == ("HEAL", b"Gen01", [b"app", b"c", b"360000", EPOCH.encode(), b"5"])
 
 
+async def test_copies_for_filters_follow_the_missed_messages(serve):
+    server = serve()
+    followed = await Followed(server).start()
+    server.replies["HEAL"] = [history(9, 1, (9, 9), (7, 8), (6, 6))]
+    copies: list[Message] = []
+    delivered = followed.node.received
+
+    def receive(one: Message) -> int:
+        copies.append(one)
+        assert seen(delivered) == [6, 7, 8, 9]
+        return 1
+
+    assert not followed.following.hold_copy(batch(8, 8), receive)
+    followed.receive(batch(9, 9))
+    assert followed.following.hold_copy(batch(9, 9), receive)
+    assert copies == []
+    await settle()
+    assert seen(copies) == [9]
+    assert not followed.following.hold_copy(batch(10, 10), receive)
+
+
 async def test_gap_whose_messages_are_not_kept_is_reported(serve):
     server = serve()
     followed = await Followed(server).start()

@@ -33,7 +33,7 @@ async def test_batch_with_a_history_is_one_command_with_the_settings_and_the_gen
     server = serve()
     node = await Node().start()
     server.commands.clear()
-    server.replies["APPEND"] = [b"4", b"Word1", 9]
+    server.replies["APPEND"] = [b"4", b"Word1", 9, 0, 0]
     futures = [node.shard.publish(kept(data), None, SECTION) for data in (b"1", b"2")]
     await settle()
     ((name, arguments),) = server.commands
@@ -129,11 +129,11 @@ async def test_history_is_rejected_with_the_missing_permission_if_the_server_doe
 async def test_data_of_an_unknown_kind_is_logged_once(capsys):
     """Nodes of different builds may share a broker, and a later build may have further kinds of data."""
     broker = Redis("redis://localhost", lambda: (1, 1), "node", Metrics(), LocalRoster(), dict, lambda _: None)
-    for data in (b"\x06abc", b"\x06abc", b"\x07abc", b"\x06"):
+    for data in (b"\x0eabc", b"\x0eabc", b"\x0fabc", b"\x0e"):
         broker._on_push(0, data)
     logged = capsys.readouterr().out
     assert logged.count("unknown kind") == 2
-    assert (logged.count("kind=6"), logged.count("kind=7")) == (1, 1)
+    assert (logged.count("kind=14"), logged.count("kind=15")) == (1, 1)
 
 
 @pytest.mark.parametrize("entries", [[b"2-2", b"\xc1"], [b"2-2", b"\x91\x90"], [b"two", b"\x90"]])
@@ -200,7 +200,7 @@ async def test_server_without_the_script_is_looked_up_again_at_once(serve):
     """After SCRIPT FLUSH, or on a replica, all publishes failed until the next renewal of the lease."""
     server = serve()
     node = await Node().start()
-    replies = [hiredis.ReplyError("NOSCRIPT No matching script"), [b"4", b"Word1", 9]]
+    replies = [hiredis.ReplyError("NOSCRIPT No matching script"), [b"4", b"Word1", 9, 0, 0]]
     server.replies["APPEND"] = lambda _: replies.pop(0)
     failed = node.shard.publish(kept(), None, SECTION)
     await settle()

@@ -1,31 +1,36 @@
 """Encoding and decoding of the payloads of topics."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from push1st.brokers.redis.resp import pack
+from push1st.brokers.redis.retained import encode_stored
 from push1st.brokers.redis.wire import (
     EDGE,
     KEPT,
     MESSAGES,
+    MQTT_MESSAGES,
     REPLY,
     REQUEST,
     Edge,
     TopicRequest,
+    copy_of,
+    decode_copy,
     decode_edge,
     decode_kept,
     decode_messages,
+    decode_mqtt_messages,
     decode_reply,
     decode_request,
     encode_kept,
-    encode_message,
     encode_messages,
     encode_reply,
     encode_request,
     split_kept,
 )
-from push1st.messages import KeptMessage, Message
+from push1st.messages import KeptMessage, Message, MqttFields, MqttMessage
 
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 numbers = st.integers(0, (1 << 63) - 1)
@@ -51,6 +56,43 @@ def test_messages_decode_as_they_were_encoded_and_have_their_own_first_byte(sent
     data = encode_messages(sent)
     assert data[0] >= MESSAGES > max(EDGE, REQUEST, REPLY)
     assert decode_messages(data) == sent
+
+
+fields = st.builds(MqttFields, st.integers(0, 2), st.booleans(), numbers, st.binary())
+mqtt_messages = st.builds(lambda message, mqtt: MqttMessage(**msgspec.structs.asdict(message), mqtt=mqtt), messages, fields)
+kept_messages = st.builds(
+    lambda message, expires, mqtt: KeptMessage(**msgspec.structs.asdict(message), expires=expires, mqtt=mqtt),
+    *(messages, numbers, fields | st.none()),
+)
+
+
+@given(st.lists(messages | mqtt_messages, min_size=1, max_size=20), mqtt_messages)
+def test_messages_of_mqtt_clients_keep_their_fields(sent, one):
+    data = encode_messages([*sent, one])
+    assert data[0] == MQTT_MESSAGES
+    decoded = decode_mqtt_messages(data)
+    assert [one.mqtt for one in decoded] == [one.mqtt for one in (*sent, one)]
+    assert decode_copy(copy_of(data, is_kept=False)) == decoded
+    for old, new in (
+        (decode_messages(data), (*sent, one)),
+        (decode_messages(data), decoded),
+    ):  # `decode_messages`: earlier builds
+        assert [msgspec.structs.astuple(one) for one in old] == [msgspec.structs.astuple(one)[:12] for one in new]
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 65_535, 65_536])
+def test_the_length_of_a_batch_of_mqtt_clients_is_its_number_of_messages(count: int):
+    one = MqttMessage("app", "c", "e", b"1", 1, 1, mqtt=MqttFields(1))
+    assert decode_mqtt_messages(encode_messages([one] * count)) == [one] * count
+
+
+@given(st.lists(kept_messages, min_size=1, max_size=20))
+def test_kept_messages_of_mqtt_clients_keep_their_fields(sent):
+    decoded = decode_kept(encode_kept(sent), 7, "e")
+    assert [(one.mqtt, one.data, one.expires) for one in decoded] == [(one.mqtt, one.data, one.expires) for one in sent]
+    assert [(one.offset, one.epoch) for one in decoded] == [(7 + number, "e") for number in range(len(sent))]
+    copies = decode_copy(copy_of(encode_kept(sent), is_kept=True))
+    assert [(one.mqtt, one.data) for one in copies] == [(one.mqtt, one.data) for one in sent]
 
 
 @given(words, words, words, words, words, numbers, numbers, st.binary())
@@ -117,4 +159,4 @@ def test_kept_messages_have_no_position_on_the_wire_and_get_it_from_the_receiver
 
 def test_cached_message_has_the_bytes_of_earlier_builds():
     message = at(EVENT, 1, "k3F9aQx2bT")
-    assert encode_message(message) == encode_message(EVENT) == encode_messages([EVENT])[1:]
+    assert encode_stored(message) == encode_stored(EVENT) == encode_messages([EVENT])[1:]

@@ -150,7 +150,7 @@ def test_packets_of_3_1_and_3_1_1(version: int, text: str, packet: ClientPacket)
             SubscribePacket(7, (FilterOptions("a/+", 1, True, True, 2), FilterOptions("/#", 2, False, True, 1)), 127),
         ),
         ("82 0C 0007 05 0B FFFFFF7F 0001 61 00", SubscribePacket(7, (FilterOptions("a"),), 268_435_455)),
-        ("82 0F 0007 00 0009 2473686172652F672F 01", SubscribePacket(7, (FilterOptions("$share/g/", 1),))),
+        ("82 10 0007 00 000A 2473686172652F672F61 01", SubscribePacket(7, (FilterOptions("$share/g/a", 1),))),
         ("A2 0D 0007 07 26 0001 61 0001 62 0001 61", UnsubscribePacket(7, ("a",))),
         ("C0 00", PingreqPacket()),
         ("E0 00", DisconnectPacket()),
@@ -253,6 +253,16 @@ def test_topic_alias_stands_for_its_topic():
     assert decoder.feed(octets("30 07 0000 03 23 0001 34")) == [PublishPacket("b", b"4")]
 
 
+def test_all_topic_aliases_up_to_the_maximum_are_accepted():
+    decoder = connected(5)
+    for alias in range(1, ALIASES + 1):
+        assert decoder.feed(octets(f"30 08 0001 {0x60 + alias:02X} 03 23 {alias:04X} 31")) == [
+            PublishPacket(chr(0x60 + alias), b"1")
+        ]
+    for alias in range(1, ALIASES + 1):
+        assert decoder.feed(octets(f"30 07 0000 03 23 {alias:04X} 31")) == [PublishPacket(chr(0x60 + alias), b"1")]
+
+
 def test_topic_aliases_are_not_shared_by_connections():
     assert decoded(5, "30 08 0001 61 03 23 0001 31") == [PublishPacket("a", b"1")]
     (found,) = decoded(5, "30 07 0000 03 23 0001 32")
@@ -320,6 +330,14 @@ def test_packet_has_at_most_the_maximum_size(size: int):
     if found:
         assert found == [Violation(ReasonCode.PACKET_TOO_LARGE, f"the packet has {MOST + 1} bytes", octets("E0 01 95"))]
         assert decoder._rest is None
+
+
+@pytest.mark.parametrize("most", [30, 128, 129, 130, 131])
+def test_small_maximum_size_is_exact(most: int):
+    for size in (most - 3, most - 2, most - 1, most):
+        packet = framed(0x30, b"\0\x01a\0".ljust(size, b"x"))
+        (found,) = connected(5, most).feed(packet)
+        assert isinstance(found, Violation) is (len(packet) > most), (size, found)
 
 
 def test_byte_by_byte_input_takes_linear_time():

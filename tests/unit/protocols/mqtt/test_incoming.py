@@ -303,13 +303,33 @@ def test_held_ids_of_earlier_connections_have_a_bound():
 
 def test_only_ids_of_earlier_connections_are_forgotten():
     one = incoming(FlowBounds(inflight=2, queue=4, queue_size=100))
-    for packet_id in range(1, 21):
+    most = 2 * MAX_HELD_WINDOWS
+    for packet_id in range(1, most + 1):
         accept(one, packet_id, 2)
         one.detach()
     assert one.publish(1, 2, True) is None
     assert one.answers() == [(1, 2, 0)]
-    accept(one, 21, 2)
-    assert [packet_id for packet_id, _ in one.save()] == [1, *range(3, 22)]
+    accept(one, most + 1, 2)
+    assert [packet_id for packet_id, _ in one.save()] == [1, *range(3, most + 2)]
+
+
+def test_client_without_a_window_has_many_unacknowledged_messages():
+    one = Incoming(BOUNDS, FlowCounts(), has_window=False)
+    most = MAX_HELD_WINDOWS * BOUNDS.inflight
+    for packet_id in range(1, most + 1):
+        accept(one, packet_id, 2)
+    with pytest.raises(FlowViolation):
+        one.publish(most + 1, 2)
+
+
+def test_window_is_full_of_messages_without_answer():
+    one = Incoming(BOUNDS, FlowCounts(), has_window=False)
+    arrivals = [one.publish(packet_id, 1) for packet_id in range(1, BOUNDS.inflight + 1)]
+    assert one.is_full
+    assert arrivals[0] is not None
+    one.confirm(arrivals[0])
+    one.answers()
+    assert not one.is_full
 
 
 # -- saved sessions

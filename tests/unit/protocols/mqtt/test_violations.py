@@ -3,7 +3,7 @@
 import pytest
 
 from push1st.protocols.mqtt.decode import PacketDecoder
-from push1st.protocols.mqtt.fields import READERS
+from push1st.protocols.mqtt.fields import READERS, USER_PROPERTY
 from push1st.protocols.mqtt.packets import ClientPacket, ConnectPacket, PublishPacket, Violation
 from tests.support.mqtt_packets import binary, framed
 
@@ -33,10 +33,11 @@ VALUES = {
     "varint": ("01", "80"),
     "string": ("0001 70", "0002 70"),
     "binary": ("0001 70", "00"),
-    "pair": ("0001 70 0001 71", "0001 70"),
 }
 """a valid and, but for flags, an incomplete value for each type of properties"""
-PROPERTIES = {id: VALUES[reader.__name__] for id, reader in READERS.items()}
+PROPERTIES = {id: VALUES[reader.__name__] for id, reader in READERS.items()} | {
+    USER_PROPERTY: ("0001 70 0001 71", "0001 70", "0001 70 0002 71", "00", "")
+}
 UNKNOWN = ("00", "04", "05", "06", "07", "0A", "0C", "14", "1B", "1D", "1E", "20", "2B", "7F", "8000", "8001", "FF7F")
 
 
@@ -179,6 +180,14 @@ def test_client_id_has_at_most_256_bytes():
     assert answer(first(f"0004 4D515454 05 02 000A 00 {longer}")) == "20 03 00 85 00"
 
 
+@pytest.mark.parametrize("client_id", ["0123456789abcdefghijklm", "nopqrstuvwxyzABCDEFGHIJ", "KLMNOPQRSTUVWXYZ", "0"])
+def test_client_id_may_have_23_letters_and_digits(client_id: str):
+    for head in ("0004 4D515454 04 02 000A", "0004 4D515454 05 02 000A 00"):
+        found = first(f"{head} {binary(client_id.encode()).hex()}")
+        assert isinstance(found, ConnectPacket)
+        assert found.client_id == client_id
+
+
 def test_empty_client_id_is_permitted_with_a_clean_session_and_in_5_0():
     for body in ("0004 4D515454 04 02 000A 0000", "0004 4D515454 05 02 000A 00 0000", "0004 4D515454 05 00 000A 00 0000"):
         found = first(body)
@@ -248,7 +257,7 @@ def test_each_property_in_connect(id: int):
         ("D1 00", "81"),
         ("91 04 0007 00 00", "81"),
         ("B8 04 0007 00 00", "81"),
-        ("21 03 00 00 00", "81"),
+        ("21 03 00 00 00", "82"),
         ("F1 00", "82"),
         ("D0 01 00", ""),
         ("F0 00", "82"),
@@ -308,6 +317,7 @@ def test_each_property_in_connect(id: int):
         ("30 06 0001 61 02 0B 01", "82"),
         ("30 0A 0001 61 06 08 0003 612F2B", "82"),
         ("30 0A 0001 61 06 08 0003 EDA080", "81"),
+        ("30 0A 0001 61 06 03 0003 EDA080", "81"),
         # acknowledgements
         ("40 00", "81"),
         ("40 01 00", "81"),
@@ -325,8 +335,13 @@ def test_each_property_in_connect(id: int):
         ("40 04 0007 00 01", "81"),
         ("40 05 0007 00 00 00", "81"),
         ("40 0C 0007 00 08 1F 0001 70 1F 0001 71", "82"),
+        ("40 08 0007 00 04 23 0001 70", "81"),  # a property that is not permitted, before one that does not exist
+        ("30 08 0001 61 04 0B 01 01 02", "82"),
+        ("30 08 0001 61 04 0B 01 70 00", "81"),
         ("62 06 0007 00 02 1F 00", "81"),
         # SUBSCRIBE
+        ("82 0F 1234 00 0009 2473686172652F702F 00", "82"),  # $share/p/
+        ("82 0E 1234 00 0008 2473686172652F70 00", "82"),  # $share/p
         ("82 00", "81"),
         ("82 01 00", "81"),
         ("82 02 0007", "81"),
@@ -436,8 +451,8 @@ def test_text_of_packets_that_is_not_valid(raw: str):
     assert code(4, framed(0x82, b"\0\7" + field + b"\0").hex()) == ""
     assert code(5, framed(0xA2, b"\0\7\0" + field).hex()) == "81"
     assert code(4, framed(0xA2, b"\0\7" + field).hex()) == ""
-    pair = b"\x26\0\1a" + field
-    assert code(5, framed(0x30, b"\0\1a" + bytes((len(pair),)) + pair).hex()) == "81"
+    for pair in (b"\x26\0\1a" + field, b"\x26" + field + b"\0\1a"):
+        assert code(5, framed(0x30, b"\0\1a" + bytes((len(pair),)) + pair).hex()) == "81"
 
 
 @pytest.mark.parametrize("name", ["a" * 1025, "/" * 201, "é" * 513])
@@ -516,3 +531,24 @@ def test_unknown_property_is_malformed(first: str, id: str):
 @pytest.mark.parametrize("first", HEADS)
 def test_properties_longer_than_their_packet_are_malformed(first: str):
     assert code(5, framed(int(first, 16), octets(HEADS[first]) + b"\x7f").hex()) == "81"
+
+
+@pytest.mark.parametrize("properties", ["26 0001 C3 0001 A9", "26 0001 70 0001 C3 26 0001 A9 0001 70"])
+def test_character_is_not_divided_between_strings(properties: str):
+    assert code(5, with_properties("30", octets(properties))) == "81"
+
+
+@pytest.mark.parametrize(("version", "answer"), [(4, b""), (5, b"\xe0\1\x97")])
+@pytest.mark.parametrize(("first", "filter"), [(0x82, b"\0\1a\0"), (0xA2, b"\0\1a")])
+def test_number_of_filters_in_a_packet_is_bounded(version: int, answer: bytes, first: int, filter: bytes):
+    def decoded(number: int) -> ClientPacket:
+        decoder = PacketDecoder(100_000, 10)
+        decoder.feed(framed(0x10, octets(CONNECTS[version])))
+        (found,) = decoder.feed(framed(first, b"\0\7" + b"\0" * (version == 5) + filter * number))
+        return found
+
+    assert not isinstance(decoded(2000), Violation)
+    for number in (2001, 20_000):
+        found = decoded(number)
+        assert isinstance(found, Violation)
+        assert found.answer == answer

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from push1st.config.model import Networks, ProtocolConfig, ServerConfig
+from push1st.config.addresses import Networks
+from push1st.config.model import ProtocolConfig, ServerConfig
 from tests.support.frames import close_of, frames, text, texts
 from tests.support.http import Answer, handshake, request
 from tests.support.loop import turns

@@ -1,5 +1,7 @@
 -- Publishes a batch of messages to a channel, keeps the batch as the newest part of the channel's history, and caches the last
--- event of a cache channel. With an idempotency key, a repeated publish changes nothing, and gets the first result.
+-- event of a cache channel. With an idempotency key, a repeated publish changes nothing, and gets the first result. For MQTT, the
+-- script also retains the only message of the channel, sends the batch to nodes with matching filters, gives the messages to groups,
+-- and appends the messages to logs.
 --
 -- KEYS[1]   base of the shard's keys
 -- ARGV[1]   app
@@ -15,10 +17,22 @@
 -- ARGV[11]  milliseconds for which the message is cached; 0 removes the cached message; '' if no message is cached
 -- ARGV[12]  name of the idempotency key, or ''
 -- ARGV[13]  milliseconds for which the idempotency key is kept
--- ARGV[14]  id of the message with the idempotency key
+-- ARGV[14]  id of the last message
+-- ARGV[15]  message to retain, or ''
+-- ARGV[16]  milliseconds for which the message is retained; 0: without end; -1 removes the retained message; '' without RETAIN
+-- ARGV[17]  size of the retained message
+-- ARGV[18]  '' if the publisher is not anonymous; else the letter a, and the address if it counts
+-- ARGV[19]  number of the arguments for inboxes, N; this and the following arguments may be missing
+-- ARGV[20]  batch of messages for inboxes, if N is not 0
+-- ARGV[21…] N - 1 nodes with a matching filter, whose inboxes get this batch; then the number of the arguments for groups, the
+--           arguments of `give_to_groups`, and the arguments of `append_to_logs`
 --
--- Returns the number of subscriptions to the channel on all nodes, the channel's word, and its last offset. If the idempotency
--- key was used before, returns the stored result: number of subscriptions, epoch, offset and message id, separated by spaces.
+-- Returns the number of subscriptions to the channel on all nodes, the channel's word, its last offset, the number of groups and
+-- logs with the messages, and the number of messages that were dropped to keep the bounds of groups and logs. If the idempotency
+-- key was used before, returns the stored result: number of subscriptions, epoch, offset and message id, separated by spaces. If a
+-- retained message would exceed a bound, returns the error LIMIT with the bound, and publishes nothing.
+--
+-- The parts that begin with `rarely` are only in the script APPEND_ALL, because the definitions of their functions take time.
 --
 -- The first write needs memory, so a server whose memory is full rejects the whole script. An entry of the stream is a batch. Its
 -- id is the offset of its last message and the number of its messages. The stream may have newer entries than the counter if
@@ -29,6 +43,21 @@ if key ~= '' then
   local first_result = redis.call('GET', key)
   if first_result then return first_result end
 end
+local found, dropped = 0, 0
+--[[ rarely ]]
+local groups = 20 + (ARGV[19] or 0)
+local group_arguments = tonumber(ARGV[groups] or 0)
+local logs = groups + 1 + group_arguments
+local left, holder = ARGV[16] or '', ARGV[18]
+if left ~= '' and left ~= '-1' then
+  local exceeded
+  exceeded, holder = room_for_retained(app, channel, tonumber(ARGV[17]), ARGV[18])
+  if exceeded then
+    redis.pcall('SET', base .. ':no:' .. ARGV[14], '', 'PX', 10000)
+    return redis.error_reply('LIMIT ' .. exceeded)
+  end
+end
+--[[ end ]]
 local name = app .. '/' .. channel
 local word, last, data = '', 0, messages
 if size > 0 then
@@ -58,12 +87,19 @@ if key ~= '' then
   local epoch = size > 0 and ARGV[8] .. word or ''
   redis.call('SET', key, table.concat({subscriptions, epoch, last, ARGV[14]}, ' '), 'PX', ARGV[13])
 end
-if ARGV[11] ~= '' then
-  if tonumber(ARGV[11]) > 0 then
-    redis.call('SET', base .. ':k:' .. name, ARGV[10], 'PX', ARGV[11])
-  else
-    redis.call('DEL', base .. ':k:' .. name)
-  end
+--[[ rarely ]]
+if ARGV[11] ~= '' then cache(app, channel, ARGV[10], ARGV[11], ARGV[14]) end
+if left == '-1' then
+  drop_retained(app, channel)
+elseif left ~= '' then
+  retain(app, channel, ARGV[15], left, ARGV[14], ARGV[17], holder)
 end
+found, dropped = append_to_logs(app, channel, ARGV[8], messages, logs)
+--[[ end ]]
 redis.call(PUBLISH, base .. ':t:' .. name, data)
-return {subscriptions, word, last}
+--[[ rarely ]]
+for i = 21, groups - 1 do redis.call(PUBLISH, base .. ':t:/' .. ARGV[i], ARGV[20]) end
+local given, lost = give_to_groups(app, groups + 1, group_arguments)
+found, dropped = found + given, dropped + lost
+--[[ end ]]
+return {subscriptions, word, last, found, dropped}

@@ -1,0 +1,122 @@
+"""Makes the report of a worker for `push1st status`. Nothing is measured unless a report is requested."""
+
+import asyncio
+import os
+import resource
+import time
+from collections.abc import Awaitable, Callable
+
+import push1st
+from push1st.config.model import Config
+from push1st.config.settings import MAX_APPS
+from push1st.core.node import Node
+from push1st.process.sockets import ROLES, tls_settings
+from push1st.status import AppFigures, BrokerStatus, CertificateStatus, WorkerFigures, WorkerStatus
+from push1st.transports.descriptors import file_limit
+
+BROKER_SECONDS = 0.7
+"""the time limit for the broker's reply: a report must be ready within a second"""
+MAX_CHANNELS = 20_000
+"""the maximum number of channels whose subscriptions are counted; this takes a millisecond"""
+LAG_SECONDS = 0.02
+"""the duration of the timer that measures the loop's lag"""
+
+
+async def report(
+    node: Node,
+    config: Config,
+    name: str,
+    began: float,
+    number: int,
+    state: Callable[[], Awaitable[BrokerStatus]] | None,
+) -> WorkerStatus:
+    """Returns the report of this worker.
+
+    name: the name of the worker in the broker.
+    began: the time of the worker's start on the monotonic clock, in seconds.
+    number: the number of the worker.
+    state: a function that returns the state of the broker; None if the worker needs no broker.
+    """
+    broker = None
+    if state is not None:
+        try:
+            async with asyncio.timeout(BROKER_SECONDS):
+                broker = await state()
+        except TimeoutError:
+            broker = BrokerStatus(False, "the broker does not answer", 1, [])
+    due = time.perf_counter() + LAG_SECONDS
+    await asyncio.sleep(LAG_SECONDS)
+    lag = max(0.0, time.perf_counter() - due)
+    count = node.metrics
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    figures = WorkerFigures(
+        worker=number,
+        pid=os.getpid(),
+        node=name,
+        version=push1st.__version__,
+        uptime=time.monotonic() - began,
+        ready=not node.draining,
+        draining=node.draining,
+        cpu_seconds=used.ru_utime + used.ru_stime,
+        rss=_resident_bytes(),
+        fds=await asyncio.to_thread(_open_files),
+        fds_most=file_limit(),
+        loop_lag=lag,
+        connections={protocol: open for protocol, open in count.connections.items() if open},
+        counters={
+            "events_in": sum(count.events_in.values()),
+            "messages_out": count.messages_out,
+            "bytes_in": count.bytes_in,
+            "bytes_out": count.bytes_out,
+            "refusals": sum(count.refusals.values()),
+            "cut_offs": sum(count.cut_offs.values()),
+            "api_requests": sum(count.requests.values()),
+            "connections_opened": sum(count.opened.values()),
+        },
+        pending_bytes=node.fanout.pending,
+        away_seconds=count.broker_away,
+        unconfirmed=count.broker_unconfirmed,
+    )
+    certificates = [
+        CertificateStatus(role, settings.cert, count.certificates[role])
+        for role in ROLES
+        if (settings := tls_settings(config, role)) is not None and role in count.certificates
+    ]
+    return WorkerStatus(figures, _apps(node, config), broker, certificates)
+
+
+def _apps(node: Node, config: Config) -> dict[str, AppFigures]:
+    """Returns the figures of the first `MAX_APPS` apps of the configuration, if they have been used."""
+    wanted = {app.id for app in config.apps[:MAX_APPS]}
+    found = {}
+    examined = 0
+    for app in node.live():
+        if app.config.id in wanted:
+            tenant = app.tenant
+            examined += len(tenant.channels)
+            subscriptions = sum(map(len, tenant.channels.values())) if examined <= MAX_CHANNELS else None
+            count = app.counts
+            found[app.config.id] = AppFigures(
+                connections=len(tenant.sessions),
+                channels=len(tenant.channels),
+                subscriptions=subscriptions,
+                events_in=sum(count.events_in.values()),
+                messages_out=count.messages_out,
+                refusals=count.refusals,
+            )
+    return found
+
+
+def _resident_bytes() -> int | None:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # only Linux has this file
+        return None
+
+
+def _open_files() -> int | None:
+    try:
+        return len(os.listdir("/dev/fd")) - 1  # without the descriptor of the folder itself
+    except OSError:
+        return None
