@@ -40,7 +40,7 @@ USER, OTHER, ANYBODY = Owner("user", "ada"), Owner("user", "eve"), Owner("anonym
 WILL = SavedWill("wills/ada", b"gone", 1, delay=60)
 FILTER = SavedSubscription("a.b", 1, cursor=(Position("e", 3),))
 URLS: dict[str, Callable[[], str]] = {"redis": lambda: valkey().url, "redis-cluster": lambda: cluster().url}
-TIMINGS = Timings(hold=0, read=0.05, lease=0.5, renew=0.1, recovery=0.1, silent=0.4)
+TIMINGS = Timings(hold=0, read=0.05, lease=60, renew=0.1, recovery=0.1, silent=0.4)
 
 
 @pytest.fixture(params=URLS)
@@ -113,8 +113,7 @@ class Node:
 async def started(url: str, count: int = 2, is_new: bool = False) -> AsyncIterator[list[Node]]:
     """is_new: whether the nodes have just started: then other nodes may not have registered yet."""
     prefix = new_prefix()
-    timings = msgspec.structs.replace(TIMINGS, lease=60) if is_new else TIMINGS
-    nodes = [Node(redis_broker(url, node=f"node-{number}", prefix=prefix, timings=timings)) for number in range(count)]
+    nodes = [Node(redis_broker(url, node=f"node-{number}", prefix=prefix, timings=TIMINGS)) for number in range(count)]
     try:
         for node in nodes:
             await node.broker.open(lambda _: 0, lambda _: None, lambda *_: b"", lambda *_: None)
