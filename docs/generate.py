@@ -173,6 +173,22 @@ ABOUT: dict[str, str] = {
         "`metrics.listen` and `api.listen`. "
         "If this key is set, `metrics.listen` rejects requests for the metrics without the token."
     ),
+    "console.password": (
+        "Password of the operators: at least 12 characters, or better its hash, which `push1st console password` prints. "
+        "Without this key there is no [console](console.md)."
+    ),
+    "console.listen": "Addresses of the console, which serve no API and no clients.",
+    "console.ssl.enable": "Whether the addresses of `console.listen` use TLS. Unix sockets never use TLS.",
+    "console.ssl.key": (
+        "File with the private key of the certificate. Without key and certificate, the server makes a self-signed "
+        "certificate at its start."
+    ),
+    "console.ssl.cert": "File with the certificate, and the intermediate certificates up to the root.",
+    "console.origin": (
+        "Origin of the console in browsers, if a proxy forwards it: `https://console.example.com`. "
+        "The default is the address in the browser's own request, which must be an IP address or `localhost`."
+    ),
+    "console.proxies": "Proxies whose `X-Forwarded-For` names the operator's address, as IP addresses or networks.",
     "ssl": "Section for YAML anchors: define an anchor with `&name` here, and use it with `*name` in other sections.",
     "server.mqtt.listen": (
         "Addresses for MQTT without WebSockets; `tls://` addresses use TLS. The usual ports are 1883 and 8883. "
@@ -389,6 +405,7 @@ def page() -> str:
         ("log", tables.LOG, root.log, ("log",)),
         ("hooks", tables.HOOKS, root.hooks, ("hooks",)),
         ("metrics", tables.METRICS, root.metrics, ("metrics",)),
+        ("console", tables.CONSOLE, root.console, ("console",)),
     ):
         parts.append(f"## {title}\n\n{INTRODUCTIONS.get(title, '')}")
         if struct is None:

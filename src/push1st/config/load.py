@@ -34,6 +34,7 @@ from push1st.config.model import (
     ApiConfig,
     AppConfig,
     Config,
+    ConsoleConfig,
     ProtocolConfig,
     ServerConfig,
     unserved,
@@ -68,7 +69,7 @@ CLUSTER_NOTE = "has no effect here: nodes find each other through a Redis or Val
 SMPP_NOTE = "has no effect here: it is an app of the SMPP gateway, which this server does not have"
 BROKER_NOTE = "; configure broker: redis://HOST:6379/0 on each"
 
-L = TypeVar("L", ServerConfig, ApiConfig, Mqtt)
+L = TypeVar("L", ServerConfig, ApiConfig, ConsoleConfig, Mqtt)
 
 
 def load(path: str | Path, env: Mapping[str, str]) -> Config:
@@ -231,6 +232,9 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
     table = ROOT | {
         "server": _finished(ROOT["server"], lambda new, value: _placed_server(new, value, folder)),
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder, new.ssl.enable)),
+        "console": _finished(
+            ROOT["console"], lambda new, value: _placed(new, value, folder, new.ssl.enable and bool(new.password))
+        ),
         "metrics": _finished(
             ROOT["metrics"], lambda new, value: msgspec.structs.replace(new, listen=_absolute(new.listen, value, folder))
         ),

@@ -283,6 +283,28 @@ class MetricsConfig(_Discreet, frozen=True, kw_only=True):
     token: str = ""
 
 
+class ConsoleConfig(_Discreet, frozen=True, kw_only=True):
+    """The console: web pages for the operators of the server.
+
+    password: the password of the operators, or its hash as `push1st console password` prints it; "" switches the console off.
+    origin: the origin of the console's pages in browsers, if a proxy forwards them; "" for the address of the listener.
+    proxies: addresses of proxies whose `X-Forwarded-For` the console accepts.
+    """
+
+    hidden: ClassVar[frozenset[str]] = frozenset({"password"})
+
+    password: str = ""
+    listen: tuple[Listen, ...] = (Listen("tcp", "127.0.0.1", 6003),)
+    ssl: Ssl = Ssl()
+    origin: str = ""
+    proxies: Networks = Networks()
+
+    @property
+    def listens(self) -> tuple[Listen, ...]:
+        """The addresses of the console; empty if it has no password."""
+        return self.listen if self.password else ()
+
+
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the log."""
 
@@ -310,6 +332,7 @@ class Config(_Discreet, frozen=True, kw_only=True):
     log: LogConfig = LogConfig()
     hooks: HooksConfig = HooksConfig()
     metrics: MetricsConfig = MetricsConfig()
+    console: ConsoleConfig = ConsoleConfig()
     folder: str = ""
     files: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()

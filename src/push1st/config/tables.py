@@ -247,6 +247,14 @@ METRICS: Table = {
     "token": Key(read=text("16 to 512 visible ASCII characters", re.compile(r"[!-~]{16,512}\Z"), show=False)),
 }
 
+CONSOLE: Table = {
+    "password": Key(read=text("a text of at least 12 characters, or what `push1st console password` prints", show=False)),
+    "listen": Key(read=listen()),
+    "ssl": Key(table=SSL, finish=require_key_pair),
+    "origin": Key(read=text("an origin such as https://console.example.com", re.compile(r"https?://[^\s/?#@]+\Z"))),
+    "proxies": Key(read=networks()),
+}
+
 ROOT: Table = {
     "server": Key(table=SERVER, finish=require_distinct_paths),
     "api": Key(table=API),
@@ -254,6 +262,7 @@ ROOT: Table = {
     "log": Key(table=LOG),
     "hooks": Key(table=HOOKS),
     "metrics": Key(table=METRICS),
+    "console": Key(table=CONSOLE),
     "credentials": Key(read=listed(text("the path of a file, or a pattern such as apps/*.yml"), "paths"), dropped=True),
     "cluster": Key(table=CLUSTER, dropped=True),
     "ssl": _ANY,  # in files of the original Push1st, this section contains YAML anchors

@@ -116,6 +116,7 @@ class Server:
         """the name of this worker's node in the broker"""
         self._began = time.monotonic()
         self._broker: Any = None
+        self._console: Any = None
         self._workers: Collection[str] | None = None
         self._servers: list[asyncio.AbstractServer] = []
         self._stop = asyncio.Event()
@@ -173,6 +174,10 @@ class Server:
         certificates = self._open_certificates()
         changes = AppChanges(self.node, source)
         self.live = LiveConfig(self.context, certificates, changes, None if self._siblings is None else self._siblings.number)
+        if config.console.listens:
+            from push1st.console import Console  # nothing of the console is imported if it is off
+
+            self._console = Console(self.node, self.context, self.name, 0 if self._siblings is None else self._siblings.number)
         for bound in self._sockets:
             context = certificates.contexts.get(bound.role)
             await self._listen(bound, context if uses_tls(bound.role, bound.address) else None)
@@ -276,6 +281,8 @@ class Server:
         if role == "server.mqtt":
             return partial(TlsMqttConnection if is_secure else MqttConnection, self._mqtt_clients)
         api = self.config.api
+        if role == "console":
+            return partial(TlsConnection if is_secure else HttpConnection, self._console.listener(is_secure))
         if role == "metrics":
             serve = MetricsApi(self.node, self.config).serve
             serving = Handlers(self.context, serve, (), refuse_upgrade, self._api)

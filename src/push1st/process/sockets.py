@@ -37,8 +37,8 @@ UNIX_MODE = 0o660
 BALANCED = sys.platform == "linux"
 """Whether the kernel distributes the new connections of an address over several sockets, one for each worker (SO_REUSEPORT)."""
 
-Role = Literal["server", "api", "server.mqtt", "metrics"]
-ROLES: tuple[Role, ...] = ("server", "api", "server.mqtt", "metrics")
+Role = Literal["server", "api", "server.mqtt", "metrics", "console"]
+ROLES: tuple[Role, ...] = ("server", "api", "server.mqtt", "metrics", "console")
 Place = tuple[Role, Listen]
 """the name of a section of the configuration (the role), and an address from the key `listen` of this section"""
 
@@ -194,6 +194,8 @@ def addresses(config: Config, role: Role) -> Sequence[Listen]:
         return config.server.mqtt_listen
     if role == "metrics":
         return config.metrics.listen
+    if role == "console":
+        return config.console.listens
     return config.server.listen if role == "server" else config.api.listen
 
 
@@ -203,6 +205,8 @@ def tls_settings(config: Config, role: Role) -> Ssl | MqttSsl | None:
         return config.server.mqtt.ssl if any(address.scheme == "tls" for address in config.server.mqtt_listen) else None
     if role == "metrics":
         return None
+    if role == "console":
+        return config.console.ssl if config.console.ssl.enable and config.console.listens else None
     settings = config.server.ssl if role == "server" else config.api.ssl
     return settings if settings.enable else None
 
@@ -230,6 +234,7 @@ def with_ports(config: Config, sockets: Sequence[BoundSocket]) -> Config:
         server=msgspec.structs.replace(config.server, listen=listen("server"), mqtt=mqtt),
         api=msgspec.structs.replace(config.api, listen=listen("api")),
         metrics=msgspec.structs.replace(config.metrics, listen=listen("metrics")),
+        console=msgspec.structs.replace(config.console, listen=listen("console") or config.console.listen),
     )
 
 

@@ -40,7 +40,7 @@ def encoded(response: Response, now: float, connection: bytes, head: bool) -> by
         len(response.body),
         response.headers,
         connection,
-        b"" if head else response.body,
+        b"" if head or response.status == 304 else response.body,
     )
 
 

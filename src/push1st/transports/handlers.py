@@ -18,7 +18,7 @@ from push1st.eager import MaybeAwaitable
 from push1st.messages import ClientRequest, Request, Response
 from push1st.protocols.http import RequestRules
 from push1st.transports.answers import error
-from push1st.transports.caller import FORWARDING, is_own_name
+from push1st.transports.caller import FORWARDING, Headers, is_own_name
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
@@ -97,6 +97,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
     crowded: the bound that the number of connections has reached; None if no bound is reached.
     last_event_id: the header `Last-Event-ID`; "" without one.
     is_direct: whether `EdgeContext.addresses` already counts the connection for the client's address.
+    headers: the needed headers (`protocols.http`); None if the listener does not keep headers.
     """
 
     method: str
@@ -108,6 +109,7 @@ class HandlerRequest(msgspec.Struct, frozen=True, gc=False):
     crowded: Crowded | None = None
     is_direct: bool = False
     last_event_id: str = ""
+    headers: Headers | None = None
 
 
 class Handshake(msgspec.Struct, frozen=True, gc=False):
@@ -118,6 +120,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     ip: the address of the client; "" on a Unix socket.
     crowded: the bound that the number of connections has reached; None if no bound is reached.
     subprotocols: the subprotocols that the client offers, separated by commas; "" for none.
+    headers: the needed headers (`protocols.http`); None if the listener does not keep headers.
     """
 
     method: str
@@ -129,6 +132,7 @@ class Handshake(msgspec.Struct, frozen=True, gc=False):
     crowded: Crowded | None = None
     page: str | None = None
     subprotocols: str = ""
+    headers: Headers | None = None
 
 
 class Handler(Protocol):

@@ -239,7 +239,8 @@ class HttpConnection(Pipeline):
             client, ip = client_of(headers, event.query), self._client_ip(headers)
             crowded, is_direct = listener.crowded, bool(self._address)
             last_id = headers.get(b"last-event-id", b"").decode("latin-1")
-            routed = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct, last_id)
+            kept = headers if listener.keeps_headers else None
+            routed = HandlerRequest(event.method, args, event.query, event.body, client, ip, crowded, is_direct, last_id, kept)
             if not self._busy:
                 self._handle(routed, handler, keep)
                 return
@@ -247,7 +248,7 @@ class HttpConnection(Pipeline):
         self._update_reading()
 
     def _client_ip(self, headers: dict[bytes, bytes]) -> str:
-        return client_ip(self._peer, headers, self._listener.context.config.server.proxies)
+        return client_ip(self._peer, headers, self._listener.proxies)
 
     def _upgrade(self, event: Upgrade) -> None:
         """Hands over the socket to a WebSocket, or rejects the WebSocket handshake."""
@@ -276,6 +277,7 @@ class HttpConnection(Pipeline):
             ip,
             crowded,
             subprotocols=headers.get(b"sec-websocket-protocol", b"").decode("latin-1"),
+            headers=headers if self._listener.keeps_headers else None,
         )
         refusal: Response | SocketOwner
         if not event.is_valid:

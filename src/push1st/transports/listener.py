@@ -31,6 +31,8 @@ class Listener:
     """
 
     NEEDS_HEADERS = False
+    headers = b""
+    """encoded headers of each answer that rejects a request before a handler has it"""
 
     def __init__(
         self,
@@ -60,6 +62,11 @@ class Listener:
         self.serve = handlers.serve
         self.answered = handlers.answered
         self.requests = context.node.metrics.requests
+
+    @property
+    def proxies(self) -> Networks:
+        """The addresses of the proxies whose forwarding headers name the client."""
+        return self.context.config.server.proxies
 
     def distrust(self, peer: str, headers: Headers) -> str:
         """Returns the reason why a request from the address `peer` must be signed; "" if the request may be unsigned."""

@@ -35,7 +35,7 @@ class Pipeline(HttpOutput):
     def _refuse(self, status: int, text: str, headers: bytes = b"") -> None:
         """Rejects a request, after which the connection decodes no other. The client gets only the first of several errors."""
         if self._refused is None:
-            self._refused = error(status, text, headers)
+            self._refused = error(status, text, headers + self._listener.headers)
             self._log("request refused", status, text)
 
     def _begin(self, request: Request | HandlerRequest, handler: Handler | None, keep: bool) -> None:
@@ -127,7 +127,7 @@ class Pipeline(HttpOutput):
         except Exception as exc:
             found = msgspec.structs.replace(self._failure(exc, request), headers=handler.headers)
         if isinstance(found, Response):
-            self._done(found, keep)
+            self._done(found, keep, request.method == "HEAD")
             return
         self._busy = False
         if self._gone:

@@ -1,0 +1,107 @@
+"""Signs operators in: bounds the rate of tries, and checks passwords in a thread."""
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from push1st import logs
+from push1st.console.passwords import PasswordHash
+from push1st.errors import Refused
+from push1st.messages import Response
+from push1st.transports.answers import error
+from push1st.transports.caller import shared_address
+
+MAX_TRIES = 5
+"""the maximum number of tries of an address in `TRIES_SECONDS`"""
+TRIES_SECONDS = 60
+MAX_ALL_TRIES = 20
+"""the number of tries of all addresses in `TRIES_SECONDS` from which each try waits for `DELAY_SECONDS`"""
+DELAY_SECONDS = 1
+MAX_ADDRESSES = 10_000
+MAX_CHECKS = 2
+"""the maximum number of passwords that are checked at the same time"""
+
+log = logs.get("push1st.console")
+
+
+class _Try(msgspec.Struct):
+    password: str
+
+
+_try = msgspec.json.Decoder(_Try)
+
+
+class Tries:
+    """The tries of all addresses in the last `TRIES_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._by_address: dict[str, deque[float]] = {}
+        self._all: deque[float] = deque(maxlen=MAX_ALL_TRIES)
+
+    def add(self, address: str, now: float) -> tuple[float, bool]:
+        """Counts a try. Returns the seconds after which the address may try again, 0 if now; and whether the try is delayed."""
+        times = self._by_address.get(address)
+        if times is None:
+            if len(self._by_address) >= MAX_ADDRESSES:
+                self._forget(now)
+            if len(self._by_address) >= MAX_ADDRESSES:
+                return TRIES_SECONDS, False
+            times = self._by_address[address] = deque(maxlen=MAX_TRIES)
+        if len(times) == MAX_TRIES and now - times[0] < TRIES_SECONDS:
+            return TRIES_SECONDS - (now - times[0]), False
+        is_delayed = len(self._all) == MAX_ALL_TRIES and now - self._all[0] < TRIES_SECONDS
+        times.append(now)
+        self._all.append(now)
+        return 0, is_delayed
+
+    def clear(self, address: str) -> None:
+        """Forgets the tries of an address that has signed in."""
+        self._by_address.pop(address, None)
+
+    def _forget(self, now: float) -> None:
+        self._by_address = {one: times for one, times in self._by_address.items() if now - times[-1] < TRIES_SECONDS}
+
+
+class Login:
+    """Checks the passwords of operators. `monotonic`: a clock in seconds."""
+
+    def __init__(self, password: PasswordHash, monotonic: Callable[[], float]) -> None:
+        self._password = password
+        self._monotonic = monotonic
+        self._tries = Tries()
+        self._checks = 0
+
+    async def check(self, body: bytes, ip: str) -> Response | None:
+        """Checks the password in the body of a request. Returns None if it is right, and else the answer."""
+        try:
+            password = _try.decode(body).password
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise Refused(400, 'the body must be JSON: {"password": "…"}') from None
+        address = shared_address(ip) or ip
+        seconds, is_delayed = self._tries.add(address, self._monotonic())
+        if seconds:
+            log.warning("console sign-in refused", ip=ip, reason="too many tries")
+            wait = math.ceil(seconds)
+            return error(429, f"too many tries to sign in: wait {wait} s, and try again", _retry_after(wait))
+        if is_delayed:
+            await asyncio.sleep(DELAY_SECONDS)
+        if self._checks >= MAX_CHECKS:
+            return error(429, "others sign in at this moment: wait 1 s, and try again", _retry_after(1))
+        self._checks += 1
+        try:
+            fits = await asyncio.to_thread(self._password.fits, password)
+        finally:
+            self._checks -= 1
+        if not fits:
+            log.warning("console sign-in refused", ip=ip, reason="wrong password")
+            return error(401, "the password is wrong")
+        self._tries.clear(address)
+        log.info("console sign-in", ip=ip)
+        return None
+
+
+def _retry_after(seconds: int) -> bytes:
+    return b"Retry-After: %d\r\n" % seconds
