@@ -2,6 +2,7 @@
 
 import datetime as dt
 import ipaddress
+import ssl
 from pathlib import Path
 
 from cryptography import x509
@@ -49,3 +50,27 @@ class Authority:
             key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
         )
         return cert, private
+
+
+class Links:
+    """The files of a certificate as certbot makes them: two links, which a renewal replaces one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._authority = Authority(folder)
+        self.cert, self.key = folder / "fullchain.pem", folder / "privkey.pem"
+        self.serial = 0
+        self.renew()
+        self.trust = ssl.create_default_context(cafile=str(self._authority.certificate))
+
+    def renew(self, fits: bool = True) -> None:
+        """Replaces the files. fits: whether the new key belongs to the new certificate."""
+        cert, key = self._authority.issue("push.example", days=90)
+        if not fits:
+            _, key = self._authority.issue("push.example")
+        for link, file in ((self.cert, cert), (self.key, key)):
+            new = self._folder / "new"
+            new.symlink_to(file)
+            new.replace(link)
+        if fits:
+            self.serial = x509.load_pem_x509_certificate(cert.read_bytes()).serial_number

@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     _add_publish(commands)
     _add_subscribe(commands)
     _add_history(commands)
+    _add_console(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run="version:run")
     return root
@@ -310,6 +311,18 @@ def _add_history(commands: Any) -> None:
         "--reverse", action="store_true", help="show the latest events first; with --since: the events before this position"
     )
     history.set_defaults(run="history:run")
+
+
+def _add_console(commands: Any) -> None:
+    console = commands.add_parser("console", help="prepare the console for operators")
+    actions = console.add_subparsers(required=True, metavar="ACTION")
+    password = actions.add_parser(
+        "password",
+        help="make the hash of a password",
+        description="Reads a password, twice from a terminal or once from the standard input, and prints its hash for "
+        "console.password in the configuration.",
+    )
+    password.set_defaults(run="console:run_password")
 
 
 def workers(text: str) -> int | str:

@@ -43,6 +43,8 @@ def listening(config: Config) -> list[str]:
     lines += [f"API on {url(address, scheme)}{access}" for address in config.api.listen]
     callers = "callers with metrics.token" if config.metrics.token else "all callers"
     lines += [f"metrics on {url(address, 'http')}/metrics, for {callers}" for address in config.metrics.listen]
+    scheme = "https" if config.console.ssl.enable else "http"
+    lines += [f"console on {url(address, scheme)}" for address in config.console.listens]
     return lines + [f"MQTT on {url(address, address.scheme)}" for address in config.server.mqtt_listen]
 
 

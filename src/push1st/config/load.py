@@ -27,6 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
+from push1st.config import console
 from push1st.config.addresses import Listen
 from push1st.config.model import (
     DEMO_SECRET,
@@ -233,7 +234,10 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
         "server": _finished(ROOT["server"], lambda new, value: _placed_server(new, value, folder)),
         "api": _finished(ROOT["api"], lambda new, value: _placed(new, value, folder, new.ssl.enable)),
         "console": _finished(
-            ROOT["console"], lambda new, value: _placed(new, value, folder, new.ssl.enable and bool(new.password))
+            ROOT["console"],
+            lambda new, value: _placed(
+                console.require_encryption(new, value), value, folder, new.ssl.enable and bool(new.password)
+            ),
         ),
         "metrics": _finished(
             ROOT["metrics"], lambda new, value: msgspec.structs.replace(new, listen=_absolute(new.listen, value, folder))
@@ -384,10 +388,11 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
             seen.add(text)
             yield f"{place}: {text}"
     mqtt = config.server.mqtt
-    for name in ("server", "api"):
+    for name in ("server", "api", "console"):
         is_for_mqtt = name == "server" and mqtt.ssl.cert == config.server.ssl.cert
         if _is_set(root, name, "ssl", "cert") and not _is_set(root, name, "ssl", "enable") and not is_for_mqtt:
             yield f"{root.at(name, 'ssl')}: cert and key have no effect without enable: true, so clients connect without TLS"
+    yield from console.warnings(config.console, root.at("console"))
     if mqtt.listen and not config.server.mqtt_listen:
         yield f"{root.at('server', 'mqtt', 'listen')}: has no effect, because server.proto does not contain mqtt"
     if _is_set(root, "server", "mqtt", "ssl") and config.server.mqtt_listen and not mqtt.is_secure:

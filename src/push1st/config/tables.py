@@ -10,6 +10,7 @@ from functools import partial
 import msgspec
 
 from push1st.channels import type_names
+from push1st.config import console
 from push1st.config.history import HistorySection, Resume
 from push1st.config.model import (
     PROTOCOLS,
@@ -248,10 +249,10 @@ METRICS: Table = {
 }
 
 CONSOLE: Table = {
-    "password": Key(read=text("a text of at least 12 characters, or what `push1st console password` prints", show=False)),
+    "password": Key(read=console.password),
     "listen": Key(read=listen()),
     "ssl": Key(table=SSL, finish=require_key_pair),
-    "origin": Key(read=text("an origin such as https://console.example.com", re.compile(r"https?://[^\s/?#@]+\Z"))),
+    "origin": Key(read=console.origin),
     "proxies": Key(read=networks()),
 }
 

@@ -7,13 +7,15 @@ console is a class that takes a `ConsoleContext` and has `endpoints`.
 from collections.abc import Callable
 
 from push1st.config.addresses import Networks
+from push1st.console.assets import Assets
+from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import ConsoleContext, ConsolePart
 from push1st.console.guard import Guard
 from push1st.console.live import Live
 from push1st.console.login import Login
 from push1st.console.passwords import stored
 from push1st.console.sessions import OperatorSessions
-from push1st.console.site import KEEP_ALIVE_SECONDS, ConsoleDoor, ConsoleHandlers, ConsoleListener, Site
+from push1st.console.site import KEEP_ALIVE_SECONDS, ConsoleHandlers, ConsoleListener, Site
 from push1st.console.version import Version
 from push1st.console.wire import ConsoleWire
 from push1st.core.node import Node
@@ -27,16 +29,24 @@ class Console:
 
     def __init__(self, node: Node, edge: EdgeContext, name: str, number: int) -> None:
         config = edge.config.console
-        self._origin = config.origin
-        self._edge = edge
         context = ConsoleContext(node, edge, ConsoleWire(node, name), name, number)
         parts = [part(context) for part in PARTS]
+        self._edge = edge
+        self._endpoints = [endpoint for part in parts for endpoint in part.endpoints]
+        self._live = Live(context, parts)
+        self._assets = Assets()
+        config = edge.config.console
+        self._origin = config.origin
         password = stored(config.password)
         login = Login(password, node.clock.monotonic)
-        endpoints = [endpoint for part in parts for endpoint in part.endpoints]
-        self._door = ConsoleDoor(context, login, OperatorSessions(password.key), Live(context, parts), endpoints)
+        self._door = ConsoleDoor(context, login, OperatorSessions(password.key), self._live)
+
+    async def open(self) -> None:
+        """Connects the console with those of the other workers. Must be called before the console listens."""
+        await self._door.open()
 
     def listener(self, has_tls: bool) -> ConsoleListener:
         """Returns the settings for the connections to a listening address. `has_tls`: whether the address uses TLS."""
-        site = Site(self._door, Guard(self._origin, has_tls))
+        guard = Guard(self._origin, has_tls)
+        site = Site(self._edge.node, self._door, self._live, self._assets, guard, self._endpoints)
         return ConsoleListener(self._edge, ConsoleHandlers(self._edge, site), False, Networks(), KEEP_ALIVE_SECONDS)

@@ -20,6 +20,7 @@ HEADERS = (
 )
 NO_STORE = HEADERS + b"Cache-Control: no-store\r\n"
 SECURE_COOKIE, PLAIN_COOKIE = "__Host-push1st", "push1st-console"
+_PORTS = {"http": 80, "https": 443}
 _OWN_SITES = (b"same-origin", b"none", b"")
 
 Headers = Mapping[bytes, bytes]
@@ -35,14 +36,15 @@ class Guard:
     def __init__(self, origin: str, has_tls: bool) -> None:
         self._origin = origin
         self._scheme = "https" if has_tls else "http"
-        self._host = origin.partition("://")[2].lower().encode()
+        scheme, _, host = origin.partition("://")
+        self._hosts = {host.encode(), f"{host}:{_PORTS[scheme]}".encode()} if origin else set()
         self.is_secure = origin.startswith("https://") if origin else has_tls
         self.cookie = SECURE_COOKIE if self.is_secure else PLAIN_COOKIE
 
     def check_host(self, headers: Headers) -> None:
         """Raises Refused(403) if the Host is neither an address, localhost nor the host of the configured origin."""
         host = headers.get(b"host", b"").lower()
-        if not (host and (is_own_name(host) or host == self._host)):
+        if not (host and (is_own_name(host) or host in self._hosts)):
             raise Refused(
                 403, "this Host is not the console's: open the console by an IP address or as localhost, or set console.origin"
             )

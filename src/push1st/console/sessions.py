@@ -8,6 +8,7 @@ import base64
 import hashlib
 import hmac
 import re
+from collections.abc import Mapping
 
 import msgspec
 
@@ -42,6 +43,11 @@ class OperatorSessions:
         self._ended: dict[str, int] = {}
         """the nonces of sessions that ended early, each with the time at which it would have ended"""
 
+    @property
+    def ended(self) -> Mapping[str, int]:
+        """The nonces of the sessions that ended before their time, each with the time at which it would have ended."""
+        return self._ended
+
     def begin(self, nonce: str, now: float) -> OperatorSession:
         return OperatorSession(nonce, int(now) + IDLE_SECONDS, int(now) + LONGEST_SECONDS)
 
@@ -68,7 +74,9 @@ class OperatorSessions:
         return msgspec.structs.replace(session, expires=expires)
 
     def end(self, nonce: str, ends: int, now: float) -> None:
-        """Ends a session on this worker."""
+        """Ends a session on this worker. `ends`: the time at which the session would end in any case."""
+        if ends <= now:
+            return
         if len(self._ended) >= MAX_ENDED:
             self._ended = {one: until for one, until in self._ended.items() if until > now}
         if len(self._ended) >= MAX_ENDED:

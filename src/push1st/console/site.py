@@ -5,8 +5,8 @@ Each answer has the headers of `guard`. A request below `api/` needs a session, 
 
 import asyncio
 import re
-import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 import msgspec
 
@@ -16,11 +16,12 @@ from push1st.api.description import openapi
 from push1st.config.addresses import Networks
 from push1st.config.model import AppConfig
 from push1st.console.assets import Assets
-from push1st.console.endpoints import MAX_BODY, ConsoleCall, ConsoleContext, ConsoleEndpoint, decoded, json, params_of
+from push1st.console.door import ConsoleDoor
+from push1st.console.endpoints import MAX_BODY, ConsoleCall, ConsoleEndpoint, decoded, json, params_of
 from push1st.console.guard import NEEDED, NO_STORE, Guard
 from push1st.console.live import Live
-from push1st.console.login import Login
-from push1st.console.sessions import OperatorSession, OperatorSessions
+from push1st.console.sessions import OperatorSession
+from push1st.core.node import Node
 from push1st.eager import MaybeAwaitable
 from push1st.errors import Refused
 from push1st.messages import Request, Response
@@ -33,9 +34,9 @@ LEAST_BODY = 4096
 """the maximum number of bytes of a body outside `api/apps/`, such as that of a sign-in"""
 KEEP_ALIVE_SECONDS = 30
 API = "api/"
+LOGIN, LIVE = "api/login", "api/live"
 _MAX_BODY_PATHS = re.compile(r"/+api/apps/")
 _PROBES = {"health": server.health, "ready": server.ready}
-_NO_HEADERS: dict[bytes, bytes] = {}
 
 
 class ConsoleHandlers(Handlers):
@@ -61,34 +62,25 @@ class ConsoleListener(Listener):
         return self.context.config.console.proxies
 
 
-class ConsoleDoor:
-    """What the sites of all listeners share: the sign-in and the sessions.
-
-    live: the live channel.
-    """
-
-    def __init__(
-        self, context: ConsoleContext, login: Login, sessions: OperatorSessions, live: Live, parts: Sequence[ConsoleEndpoint]
-    ):
-        self.context = context
-        self.login = login
-        self.sessions = sessions
-        self.live = live
-        self.assets = Assets()
-        self.endpoints = [(re.compile(f"{one.pattern}\\Z"), one) for one in parts]
-
-    def now(self) -> float:
-        return self.context.node.clock.wall() / 1_000_000_000
-
-
 class Site:
-    """The console at one listener (`transports.handlers.Handler`)."""
+    """The console at one listener (`transports.handlers.Handler`).
+
+    door: the sign-in and the sessions, which all listeners share.
+    guard: the guard of this listener.
+    endpoints: the endpoints of all parts.
+    """
 
     headers = NO_STORE
 
-    def __init__(self, door: ConsoleDoor, guard: Guard) -> None:
+    def __init__(
+        self, node: Node, door: ConsoleDoor, live: Live, assets: Assets, guard: Guard, endpoints: Sequence[ConsoleEndpoint]
+    ) -> None:
+        self._node = node
         self._door = door
+        self._live = live
+        self._assets = assets
         self._guard = guard
+        self._endpoints = [(re.compile(f"{one.pattern}\\Z"), one) for one in endpoints]
 
     def app_of(self, _args: tuple[str, ...]) -> AppConfig | None:
         return None
@@ -98,104 +90,91 @@ class Site:
         path = request.args[0].lstrip("/")
         method = "GET" if request.method == "HEAD" else request.method
         if path in _PROBES and method == "GET":
-            return self._probe(path)
-        headers = request.headers or _NO_HEADERS
+            return self._about_server(_PROBES[path])
+        headers = request.headers or {}
         self._guard.check_host(headers)
         if method != "GET" or path.startswith(API):
             self._guard.check_site(headers)
         if method != "GET":
             self._guard.check_change(headers)
-        if path == "api/login":
-            if method != "POST":
-                return _with_headers(wrong_method(method, ("POST",)))
-            return self._sign_in(request)
+        if path == LOGIN:
+            return self._sign_in(request) if method == "POST" else self._wrong(request, ("POST",))
         if path.startswith(API):
             return self._call(method, path.removeprefix(API), request)
-        if path == "openapi.json" and method == "GET":
-            self._session(request.client.cookie)
-            return self._openapi()
         if method != "GET":
-            return _with_headers(wrong_method(method, ("GET",)))
-        found = self._door.assets.find(path, headers.get(b"accept-encoding", b""), headers.get(b"if-none-match", b""))
+            return self._wrong(request, ("GET",))
+        if path == "openapi.json":
+            self._session(request.client.cookie)
+            return self._about_server(openapi)
+        found = self._assets.find(path, headers.get(b"accept-encoding", b""), headers.get(b"if-none-match", b""))
         if found is None:
             raise Refused(404, f"the console has nothing at {path[:200]}")
         return found
 
     def upgrade(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes, before: bytes) -> Response | SocketOwner:
         """Serves a WebSocket handshake (see `UpgradeHandler`)."""
-        headers = handshake.headers or _NO_HEADERS
+        headers = handshake.headers or {}
         try:
             self._guard.check_host(headers)
             self._guard.check_site(headers)
             self._guard.check_origin(headers)
             session = self._session(handshake.client.cookie)
+            if handshake.path.lstrip("/") != LIVE:
+                raise Refused(404, "the console accepts WebSockets at api/live only")
+            if handshake.crowded is not None:
+                raise Refused(503, "the server has too many connections")
         except Refused as exc:
             return _with_headers(error(exc.code, exc.text))
-        if handshake.path.lstrip("/") != "api/live":
-            return _with_headers(error(404, "the console accepts WebSockets at api/live only"))
-        found = self._door.live.upgrade(handshake, session, transport, rest, before)
+        found = self._live.upgrade(handshake, session, transport, rest, before)
         return _with_headers(found) if isinstance(found, Response) else found
 
-    async def _probe(self, path: str) -> Response:
-        return _with_headers(await _PROBES[path](self._door.context.node, _request(path)))
+    async def _about_server(self, serve: Callable[[Node, Request], Coroutine[Any, Any, Response]]) -> Response:
+        return _with_headers(await serve(self._node, Request("GET", "/", "", b"", "", 0)))
 
-    async def _openapi(self) -> Response:
-        return _with_headers(await openapi(self._door.context.node, _request("/openapi.json")))
+    def _wrong(self, request: HandlerRequest, allowed: Sequence[str]) -> Response:
+        return _with_headers(wrong_method(request.method, allowed))
 
     def _session(self, cookie: str | None) -> OperatorSession:
         """Returns the session of a request. Raises Refused(401)."""
-        session = self._door.sessions.find(self._guard.cookie_of(cookie), self._door.now())
-        if session is None:
-            raise Refused(401, "sign in")
-        return session
-
-    async def _sign_in(self, request: HandlerRequest) -> Response:
-        door = self._door
-        refusal = await door.login.check(request.body, request.ip)
-        if refusal is not None:
-            return _with_headers(refusal)
-        session = door.sessions.begin(secrets.token_urlsafe(16), door.now())
-        return Response(200, json(_facts(session)), headers=NO_STORE + self._cookie(session))
+        return self._door.session(self._guard.cookie_of(cookie))
 
     def _cookie(self, session: OperatorSession) -> bytes:
-        return self._guard.set_cookie(self._door.sessions.value(session), session.expires - int(self._door.now()))
+        return self._guard.set_cookie(*self._door.cookie(session))
+
+    async def _sign_in(self, request: HandlerRequest) -> Response:
+        found = await self._door.sign_in(request.body, request.ip)
+        if isinstance(found, Response):
+            return _with_headers(found)
+        return Response(200, _facts(found), headers=NO_STORE + self._cookie(found))
 
     async def _call(self, method: str, path: str, request: HandlerRequest) -> Response:
-        door = self._door
         session = self._session(request.client.cookie)
+        if path == "logout" and method == "POST":
+            await self._door.sign_out(session)
+            return Response(200, b"{}", headers=NO_STORE + self._guard.set_cookie("", 0))
         headers = NO_STORE
-        if renewed := door.sessions.renewed(session, door.now()):
+        if renewed := self._door.renewed(session):
             session = renewed
             headers += self._cookie(session)
         if path == "session" and method == "GET":
-            return Response(200, json(_facts(session)), headers=headers)
-        if path == "logout" and method == "POST":
-            door.sessions.end(session.nonce, session.ends, door.now())
-            door.live.end_session(session.nonce)
-            return Response(200, b"{}", headers=NO_STORE + self._guard.set_cookie("", 0))
-        methods = []
-        for pattern, endpoint in door.endpoints:
-            if found := pattern.match(path):
-                methods.append(endpoint.method)
-                if endpoint.method == method:
-                    call = ConsoleCall(method, decoded(found.groups()), params_of(request.query), request.body, request.ip)
-                    answer = endpoint.serve(call)
-                    return Response(200, json(await answer if asyncio.iscoroutine(answer) else answer), headers=headers)
-        if methods:
-            return _with_headers(wrong_method(method, methods))
-        raise Refused(404, f"the console has nothing at {API}{path[:200]}")
+            return Response(200, _facts(session), headers=headers)
+        matches = [(endpoint, found) for pattern, endpoint in self._endpoints if (found := pattern.match(path))]
+        if not matches:
+            raise Refused(404, f"the console has nothing at {API}{path[:200]}")
+        for endpoint, found in matches:
+            if endpoint.method == method:
+                call = ConsoleCall(method, decoded(found.groups()), params_of(request.query), request.body, request.ip)
+                answer = endpoint.serve(call)
+                return Response(200, json(await answer if isinstance(answer, Coroutine) else answer), headers=headers)
+        return self._wrong(request, [endpoint.method for endpoint, _ in matches])
 
 
-def _facts(session: OperatorSession) -> dict[str, int]:
-    return {"expires": session.expires, "ends": session.ends}
+def _facts(session: OperatorSession) -> bytes:
+    return json({"expires": session.expires, "ends": session.ends})
 
 
 def _with_headers(response: Response) -> Response:
     return msgspec.structs.replace(response, headers=NO_STORE + response.headers)
-
-
-def _request(path: str) -> Request:
-    return Request("GET", path, "", b"", "", 0)
 
 
 def _nothing(_request: Request) -> Response:

@@ -178,6 +178,7 @@ class Server:
             from push1st.console import Console  # nothing of the console is imported if it is off
 
             self._console = Console(self.node, self.context, self.name, 0 if self._siblings is None else self._siblings.number)
+            await self._console.open()
         for bound in self._sockets:
             context = certificates.contexts.get(bound.role)
             await self._listen(bound, context if uses_tls(bound.role, bound.address) else None)

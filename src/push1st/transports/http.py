@@ -281,7 +281,9 @@ class HttpConnection(Pipeline):
         )
         refusal: Response | SocketOwner
         if not event.is_valid:
-            refusal = error(400, "a WebSocket handshake is an HTTP/1.1 request without a body")  # RFC 6455 §4.1
+            refusal = error(
+                400, "a WebSocket handshake is an HTTP/1.1 request without a body", self._listener.headers
+            )  # RFC 6455 §4.1
         else:
             refusal = self._listener.handlers.upgrade(
                 handshake, self._transport, event.rest + (rest or b""), b"".join(self._answers)

@@ -122,8 +122,8 @@ def test_a_text_that_is_not_a_url_is_rejected(url: str) -> None:
 
 
 def test_the_greeting_of_the_demo_names_its_addresses() -> None:
-    text = demo_text(demo())
+    text = demo_text(demo(), "made-at-start")
     assert "ws://127.0.0.1:6001/app/app-key" in text
     assert "--url" not in text
     moved = Config(server=ServerConfig(listen=(Listen("tcp", "127.0.0.1", 7001),)), api=demo().api, apps=demo().apps, demo=True)
-    assert "subscribe my-channel --url ws://127.0.0.1:7001 &" in demo_text(moved)
+    assert "subscribe my-channel --url ws://127.0.0.1:7001 &" in demo_text(moved, "made-at-start")

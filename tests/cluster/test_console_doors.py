@@ -1,0 +1,59 @@
+"""The sign-in of the console on servers with several workers, its certificate, and changes of its keys."""
+
+import socket
+import ssl
+from pathlib import Path
+
+from tests.cluster.machine import command, reconfigure, reload, until_workers
+from tests.support.certificates import Links
+from tests.support.console import PASSWORD, Operator, console
+from tests.support.process import push1st
+
+
+def test_changed_password_ends_all_sessions_of_several_workers() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        reconfigure(server, {"console": {"password": "another password"}})
+        reload(server)
+        assert {operator.get("/api/session").status for _ in range(10)} == {401}
+        assert operator.post("/api/login", {"password": PASSWORD}).status == 401
+        operator.sign_in("another password")
+        file = str(server.folder / "server.yml")
+        shown = push1st("status", "-c", file).stdout + push1st("status", "--json", "-c", file).stdout + server.output
+        assert "another password" not in shown
+
+
+def test_one_worker_names_the_keys_of_the_console_that_need_a_restart() -> None:
+    with console() as (server, operator):
+        operator.sign_in()
+        change = {"password": "another password", "origin": "https://console.example", "proxies": "192.0.2.1"}
+        reconfigure(server, {"console": change})
+        failed = command(server)
+        assert failed.returncode == 1
+        assert "a restart is needed for console.password, console.origin, console.proxies" in failed.stdout + failed.stderr
+        assert "another password" not in failed.stdout + failed.stderr
+        assert operator.get("/api/session").status == 200
+
+
+def test_certificate_of_the_console_is_renewed_while_it_runs(tmp_path: Path) -> None:
+    links = Links(tmp_path)
+    tls = {"enable": True, "key": str(links.key), "cert": str(links.cert)}
+    with console(ssl=tls) as (server, plain):
+        operator = Operator(plain.port, trust=links.trust)
+        answer = operator.post("/api/login", {"password": PASSWORD})
+        assert answer.headers["Set-Cookie"].startswith("__Host-push1st=")
+        assert operator.get("/api/session").status == 200
+        links.renew()
+        assert "console: new certificate" in command(server).stdout
+        assert serial(operator.port, links.trust) == links.serial
+        assert operator.get("/api/session").status == 200
+        assert 'push1st_certificate_expiry_timestamp_seconds{listener="console"}' in server.get("/metrics").body.decode()
+
+
+def serial(port: int, trust: ssl.SSLContext) -> int:
+    """Returns the serial number of the certificate of a server on this machine."""
+    with socket.create_connection(("127.0.0.1", port)) as raw, trust.wrap_socket(raw, server_hostname="127.0.0.1") as secure:
+        found = secure.getpeercert()
+        assert found is not None
+        return int(str(found["serialNumber"]), 16)
