@@ -35,7 +35,7 @@ help: ## list these targets
 install: $(INSTALLED) ## prepare .venv with the exact versions of requirements-dev.lock, and nothing else
 	@echo "install: .venv is ready; the command is $(BIN)/push1st"
 
-serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002
+serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.0.1:6002, console on 127.0.0.1:6003
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book

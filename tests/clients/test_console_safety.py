@@ -1,17 +1,21 @@
 """Who may use the console: the sign-in, cookies, requests of other sites, and the headers of every answer."""
 
 import contextlib
+import os
+import pty
 import re
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from push1st.console.passwords import hashed
 from tests.support.console import PASSWORD, Operator, console
-from tests.support.process import ServerProcess, free_ports, running, wait_until
+from tests.support.process import DEADLINE, PUSH1ST, ServerProcess, free_ports, running, wait_until
 
 PROXY = "127.0.0.0/8"
 CALLS = ("/api/version", "/api/session", "/api/nothing", "/api/apps", "/openapi.json")
@@ -274,3 +278,37 @@ def test_connections_to_the_console_do_not_take_the_descriptors_of_the_api() -> 
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert server.get("/status").status == 200
+
+
+# The demo
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_demo_shows_the_password_of_its_console_on_a_terminal_only(tmp_path: Path, workers: str) -> None:
+    server, api, port = free_ports(3)
+    listen = {"SERVER": server, "API": api, "CONSOLE": port}
+    environment = {f"PUSH1ST_{name}_LISTEN": f"tcp://127.0.0.1:{number}" for name, number in listen.items()}
+    own, theirs = pty.openpty()
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [*PUSH1ST, "serve", "--workers", workers],
+            stdout=theirs,
+            stderr=log,
+            env={"PATH": os.environ["PATH"], "PUSH1ST_LOG_LEVEL": "debug", **environment},
+            cwd=tmp_path,
+        )
+    os.close(theirs)
+    try:
+        shown = b""
+        while b"Stop with Ctrl-C." not in shown:
+            shown += os.read(own, 4096)
+        found = re.search(rb"console     http://127.0.0.1:(\d+)   \(password ([\w-]{16})\)", shown)
+        assert found is not None
+        assert int(found[1]) == port
+        operator = Operator(port).sign_in(found[2].decode())
+        assert operator.get("/api/version").json["demo"] is True
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE) == 0
+        os.close(own)
+    assert found[2] not in (tmp_path / "log").read_bytes()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.console import Operator
 from tests.support.paho import V5, paho_client
 from tests.support.process import APP, DEADLINE, PUSH1ST, ServerProcess, free_ports, push1st, running, wait_until
 from tests.support.pusher_socket import pusher_socket
@@ -69,9 +70,10 @@ def test_status_shows_the_same_by_the_control_socket_and_by_the_api(workers: int
 
 
 def test_no_answer_contains_a_secret() -> None:
-    (port,) = free_ports(1)
+    port, page = free_ports(2)
     config = {
         "log": {"level": "debug"},
+        "console": {"password": f"{CANARY}-console", "listen": f"tcp://127.0.0.1:{page}"},
         "metrics": {"token": f"{CANARY}-token"},
         "server": {"proto": ["pusher", "mqtt"], "mqtt": {"listen": f"tcp://127.0.0.1:{port}"}},
     }
@@ -98,9 +100,19 @@ def test_no_answer_contains_a_secret() -> None:
             push1st("token", "check", "-c", file, token).stdout,
             push1st("token", "check", "-c", file, "--json", token).stdout,
             push1st("token", "check", "-c", file, f"{CANARY}-a", code=1).stdout,
+            *console_answers(Operator(page)),
         ]
         assert "set, 45 and 45 bytes" in answers[0]
         assert [answer for answer in (*answers, server.output) if "canary" in answer] == []
+
+
+def console_answers(operator: Operator) -> list[str]:
+    """Returns answers of the console, before and after the sign-in, without the cookies."""
+    paths = ("/", "/api/session", "/api/version", "/api/config", "/api/apps", "/api/overview", "/openapi.json")
+    answers = [operator.post("/api/login", {"password": "wrong"}), *map(operator.get, paths)]
+    operator.sign_in(f"{CANARY}-console")
+    answers += [operator.post("/api/login", {"password": f"{CANARY}-console"}), *map(operator.get, paths)]
+    return [answer.body.decode() for answer in answers]
 
 
 def test_a_worker_that_does_not_answer_is_shown_as_such() -> None:

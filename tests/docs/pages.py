@@ -290,7 +290,7 @@ class Story:
         self._fragments += 1
         folder = self.folder / f".fragment-{self._fragments}"
         folder.mkdir()
-        root = re.match(r"(server|api|log|broker|ssl|credentials|hooks|metrics):", text) is not None
+        root = re.match(r"(server|api|log|broker|ssl|credentials|hooks|metrics|console):", text) is not None
         names_apps = re.search(r"^credentials:", text, re.MULTILINE) is not None
         (folder / "server.yml").write_text((text if root else "") + ("" if names_apps else "\ncredentials: [ apps.yml ]\n"))
         (folder / "apps.yml").write_text("shop: { key: a-public-key, secret: a-secret }\n" if root else text)

@@ -85,7 +85,10 @@ def test_a_package_that_is_built_elsewhere_has_no_addresses(tmp_path: Path) -> N
 def test_wheel_contains_only_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "push1st/py.typed" in names
-    assert {"push1st/__main__.py", "push1st/openapi.yaml"} <= set(names)
+    assert {"push1st/__main__.py", "push1st/openapi.yaml", "push1st/console/static/index.html"} <= set(names)
+    pages = ROOT / "src" / "push1st" / "console" / "static"
+    files = {f"push1st/{file.relative_to(ROOT / 'src' / 'push1st')}" for file in pages.rglob("*") if file.is_file()}
+    assert files <= set(names), "the pages of the console, with the licences of their libraries"
     assert any(name.endswith("LICENSE") for name in names)
     assert {name.partition("/")[0] for name in names} == {"push1st", f"push1st-{push1st.__version__}.dist-info"}
 

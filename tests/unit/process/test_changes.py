@@ -8,6 +8,7 @@ from push1st.config.model import (
     ApiConfig,
     AppConfig,
     Config,
+    ConsoleConfig,
     HooksConfig,
     LogConfig,
     MetricsConfig,
@@ -113,6 +114,13 @@ def test_a_changed_log_is_named() -> None:
 def test_addresses_and_token_of_the_metrics_need_new_workers_and_are_only_named() -> None:
     metrics = MetricsConfig(listen=(Listen("tcp", "127.0.0.1", 9601),), token="0123456789abcdef")
     assert restart_keys(Config(), Config(metrics=metrics)) == ["metrics.listen", "metrics.token"]
+
+
+def test_keys_of_the_console_need_new_workers_except_its_certificate() -> None:
+    before = Config(console=ConsoleConfig(password=SECRET))
+    after = Config(console=ConsoleConfig(password="another", origin="https://a.example", ssl=Ssl(cert="/new")))
+    assert restart_keys(before, after) == ["console.password", "console.origin"]
+    assert described(before, after) == ["console.ssl.cert"]
 
 
 def test_a_key_that_moved_to_another_line_has_not_changed() -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from push1st.config.addresses import Listen
-from push1st.config.model import ApiConfig, Config, MetricsConfig, ServerConfig
+from push1st.config.model import ApiConfig, Config, ConsoleConfig, MetricsConfig, ServerConfig, Ssl
 from push1st.config.mqtt import Mqtt, MqttSsl
 from push1st.errors import ConfigError
 from push1st.process.sockets import BALANCED, SocketTable, close_own, flat, tls_settings, with_ports
@@ -139,6 +139,21 @@ def test_an_address_for_metrics_is_bound_without_tls_and_gets_its_port(table: So
     found = with_ports(config, table.all()).metrics.listen
     assert found[0].port
     assert found[1] == unix
+
+
+def test_address_of_the_console_is_bound_only_with_a_password(table: SocketTable) -> None:
+    def config(console: ConsoleConfig) -> Config:
+        return Config(server=ServerConfig(listen=()), api=ApiConfig(listen=()), console=console)
+
+    off = config(ConsoleConfig(listen=(TCP,), ssl=Ssl(enable=True)))
+    assert table.bind_missing(off) == []
+    assert tls_settings(off, "console") is None
+    assert with_ports(off, []) == off
+    on = config(ConsoleConfig(password="x", listen=(TCP,), ssl=Ssl(enable=True)))
+    assert tls_settings(on, "console") == Ssl(enable=True)
+    assert tls_settings(config(ConsoleConfig(password="x")), "console") is None
+    assert table.bind_missing(on) == [("console", TCP)]
+    assert with_ports(on, table.all()).console.listen[0].port
 
 
 def test_address_in_use_names_the_key_of_the_metrics(table: SocketTable) -> None:
