@@ -4,10 +4,12 @@ import socket
 import ssl
 from pathlib import Path
 
-from tests.cluster.machine import command, reconfigure, reload, until_workers
+import pytest
+
+from tests.cluster.machine import command, machine, reconfigure, reload, until_workers
 from tests.support.certificates import Links
 from tests.support.console import PASSWORD, Operator, console
-from tests.support.process import push1st
+from tests.support.process import free_ports, push1st
 
 
 def test_changed_password_ends_all_sessions_of_several_workers() -> None:
@@ -22,6 +24,19 @@ def test_changed_password_ends_all_sessions_of_several_workers() -> None:
         file = str(server.folder / "server.yml")
         shown = push1st("status", "-c", file).stdout + push1st("status", "--json", "-c", file).stdout + server.output
         assert "another password" not in shown
+
+
+def test_reload_adds_and_removes_the_console() -> None:
+    with machine() as server:
+        (port,) = free_ports(1)
+        operator = Operator(port)
+        reconfigure(server, {"console": {"password": PASSWORD, "listen": f"tcp://127.0.0.1:{port}"}})
+        reload(server)
+        assert operator.sign_in().get("/api/session").status == 200
+        reconfigure(server, {"console": {"listen": False}})
+        reload(server)
+        with pytest.raises(ConnectionRefusedError):
+            operator.get("/health")
 
 
 def test_one_worker_names_the_keys_of_the_console_that_need_a_restart() -> None:

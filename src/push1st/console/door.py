@@ -41,7 +41,11 @@ class ConsoleDoor:
 
     async def open(self) -> None:
         """Requests the ended sessions of the other workers. Must be called before the console listens."""
-        replies = await self._wire.request(ALL_ENDED)
+        try:
+            replies = await self._wire.request(ALL_ENDED)
+        except Refused as exc:
+            log.warning("console does not know which sessions have ended", reason=exc.text)
+            return
         for _, packed in replies.found:
             self._on_ended(packed)
 

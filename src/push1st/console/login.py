@@ -38,7 +38,7 @@ class Tries:
     """The tries of all addresses in the last `TRIES_SECONDS`."""
 
     def __init__(self) -> None:
-        self._by_address: dict[str, deque[float]] = {}
+        self._by_address: dict[str, list[float]] = {}
         self._all: deque[float] = deque(maxlen=MAX_ALL_TRIES)
 
     def add(self, address: str, now: float) -> tuple[float, bool]:
@@ -49,9 +49,11 @@ class Tries:
                 self._forget(now)
             if len(self._by_address) >= MAX_ADDRESSES:
                 return TRIES_SECONDS, False
-            times = self._by_address[address] = deque(maxlen=MAX_TRIES)
-        if len(times) == MAX_TRIES and now - times[0] < TRIES_SECONDS:
-            return TRIES_SECONDS - (now - times[0]), False
+            times = self._by_address[address] = []
+        if len(times) == MAX_TRIES:
+            if now - times[0] < TRIES_SECONDS:
+                return TRIES_SECONDS - (now - times[0]), False
+            del times[0]
         is_delayed = len(self._all) == MAX_ALL_TRIES and now - self._all[0] < TRIES_SECONDS
         times.append(now)
         self._all.append(now)

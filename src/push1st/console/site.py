@@ -34,7 +34,7 @@ LEAST_BODY = 4096
 """the maximum number of bytes of a body outside `api/apps/`, such as that of a sign-in"""
 KEEP_ALIVE_SECONDS = 30
 API = "api/"
-LOGIN, LIVE = "api/login", "api/live"
+LOGIN, LIVE, DESCRIPTION = "api/login", "api/live", "openapi.json"
 _MAX_BODY_PATHS = re.compile(r"/+api/apps/")
 _PROBES = {"health": server.health, "ready": server.ready}
 
@@ -93,7 +93,7 @@ class Site:
             return self._about_server(_PROBES[path])
         headers = request.headers or {}
         self._guard.check_host(headers)
-        if method != "GET" or path.startswith(API):
+        if method != "GET" or path.startswith(API) or path == DESCRIPTION:
             self._guard.check_site(headers)
         if method != "GET":
             self._guard.check_change(headers)
@@ -103,7 +103,7 @@ class Site:
             return self._call(method, path.removeprefix(API), request)
         if method != "GET":
             return self._wrong(request, ("GET",))
-        if path == "openapi.json":
+        if path == DESCRIPTION:
             self._session(request.client.cookie)
             return self._about_server(openapi)
         found = self._assets.find(path, headers.get(b"accept-encoding", b""), headers.get(b"if-none-match", b""))
