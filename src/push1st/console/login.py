@@ -2,8 +2,12 @@
 
 import asyncio
 import math
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -23,6 +27,9 @@ DELAY_SECONDS = 1
 MAX_ADDRESSES = 10_000
 MAX_CHECKS = 2
 """the maximum number of passwords that are checked at the same time"""
+NICE = 10
+"""The niceness of the threads that check passwords. Measured on 2 cores, with 65 tries a second from as many addresses: 99 % of
+the publishes of other clients take at most 2.0 ms, and 4.4 ms without this."""
 
 log = logs.get("push1st.console")
 
@@ -75,6 +82,7 @@ class Login:
         self._monotonic = monotonic
         self._tries = Tries()
         self._checks = 0
+        self._threads = ThreadPoolExecutor(MAX_CHECKS, "console", _lower_priority)
 
     async def check(self, body: bytes, ip: str) -> Response | None:
         """Checks the password in the body of a request. Returns None if it is right, and else the answer."""
@@ -94,7 +102,7 @@ class Login:
             return error(429, "others sign in at this moment: wait 1 s, and try again", _retry_after(1))
         self._checks += 1
         try:
-            fits = await asyncio.to_thread(self._password.fits, password)
+            fits = await asyncio.get_running_loop().run_in_executor(self._threads, self._password.fits, password)
         finally:
             self._checks -= 1
         if not fits:
@@ -103,6 +111,13 @@ class Login:
         self._tries.clear(address)
         log.info("console sign-in", ip=ip)
         return None
+
+
+def _lower_priority() -> None:
+    """Lets the kernel prefer other threads. Otherwise many tries from many addresses would take time from the clients."""
+    if sys.platform == "linux":  # on other systems the priority is that of the whole process
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _retry_after(seconds: int) -> bytes:

@@ -1,6 +1,8 @@
 """The rate of tries to sign in, and the answers to them."""
 
 import asyncio
+import os
+import sys
 import threading
 
 import pytest
@@ -16,10 +18,11 @@ class Password:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
-        self.begun = 0
+        self.begun = self.priority = 0
 
     def fits(self, password: str) -> bool:
         self.begun += 1
+        self.priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         assert self.go.wait(10)
         return password == "right"
 
@@ -114,6 +117,13 @@ async def test_two_passwords_are_checked_at_the_same_time_and_a_third_is_rejecte
     password.go.set()
     assert await asyncio.gather(*first) == [None, None]
     assert await door.check(body("right"), "1.1.1.9") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one priority for a process")
+async def test_threads_that_check_passwords_have_a_low_priority(door, password):
+    await door.check(body("right"), "1.2.3.4")
+    assert password.priority == login.NICE
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) != login.NICE
 
 
 async def test_late_tries_of_many_addresses_are_delayed(door, monkeypatch):
