@@ -39,7 +39,7 @@ class Asset(msgspec.Struct, frozen=True):
 
     def answer(self, accepted: bytes, known: bytes, cache: bytes) -> Response:
         """Returns the answer to a request. `accepted`: the header Accept-Encoding. `known`: the header If-None-Match."""
-        is_zipped = b"gzip" in accepted
+        is_zipped = b"gzip" in accepted and b"gzip;q=0" not in accepted.replace(b" ", b"")
         tag = f'"{self.tag}-gzip"' if is_zipped else f'"{self.tag}"'
         encoding = b"Content-Encoding: gzip\r\n" if is_zipped else b""
         headers = b"%b%bETag: %b\r\nVary: Accept-Encoding\r\n%b" % (HEADERS, cache, tag.encode(), encoding)

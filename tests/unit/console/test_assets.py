@@ -63,6 +63,11 @@ def test_compressed_answer_has_the_same_content_and_another_tag():
         assert tag(zipped.headers) != tag(plain.headers)
 
 
+def test_answer_is_not_compressed_for_a_client_that_excludes_it():
+    for accepted in (b"", b"br", b"gzip;q=0, identity", b"gzip; q=0"):
+        assert b"Content-Encoding" not in answer("", accepted).headers
+
+
 def test_known_file_is_answered_with_304():
     for accepted in (b"", b"gzip"):
         known = tag(answer("", accepted).headers)

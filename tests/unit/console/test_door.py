@@ -1,0 +1,114 @@
+"""Sessions that end on one worker, as the other workers learn of it."""
+
+from typing import Any
+
+import pytest
+
+from push1st.console.door import ConsoleDoor
+from push1st.console.endpoints import ConsoleContext
+from push1st.console.sessions import OperatorSessions
+from push1st.console.wire import Replies
+from push1st.errors import Refused
+from tests.support.transport import Site
+
+NONCE = "0123456789abcdefABCDEF"
+
+
+class Cluster:
+    """The wires of all workers. away: whether the broker is away."""
+
+    def __init__(self) -> None:
+        self.wires: list[Joined] = []
+        self.away = False
+
+
+class Joined:
+    """The wire of a worker (`ConsoleWire`), joined with those of the other workers of the cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.served: dict[str, Any] = {}
+        self.handled: dict[str, Any] = {}
+        cluster.wires.append(self)
+
+    def serve(self, kind, handler) -> None:
+        self.served[kind] = handler
+
+    def handle(self, kind, handler) -> None:
+        self.handled[kind] = handler
+
+    async def request(self, kind, data=b"") -> Replies:
+        self._check()
+        return Replies([(str(number), wire.served[kind](data)) for number, wire in enumerate(self._cluster.wires)], [], "")
+
+    def send(self, kind, data):
+        self._check()
+        for wire in self._cluster.wires:
+            wire.handled[kind](data)
+        return len(self._cluster.wires)
+
+    def _check(self) -> None:
+        if self._cluster.away:
+            raise Refused(503, "the broker is away")
+
+
+class Sockets:
+    """The live channel of a worker; it records the sessions whose sockets it closes."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def end_session(self, nonce: str) -> None:
+        self.ended.append(nonce)
+
+
+class Worker:
+    def __init__(self, cluster):
+        site = Site()
+        self.sockets = Sockets()
+        self.sessions = OperatorSessions(b"k" * 32)
+        wire: Any = Joined(cluster)
+        login: Any = None
+        live: Any = self.sockets
+        self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0), login, self.sessions, live)
+
+    def accepts(self, session):
+        try:
+            return self.door.session(self.sessions.value(session)) == session
+        except Refused as exc:
+            return exc.code != 401
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+async def test_session_that_ends_on_one_worker_is_rejected_by_all(cluster):
+    one, other = Worker(cluster), Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    assert one.accepts(session)
+    assert other.accepts(session)
+    await one.door.sign_out(session)
+    assert not one.accepts(session)
+    assert not other.accepts(session)
+    assert set(one.sockets.ended) == set(other.sockets.ended) == {NONCE}
+
+
+async def test_new_worker_requests_the_sessions_that_ended_before_its_start(cluster):
+    one = Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    await one.door.sign_out(session)
+    new = Worker(cluster)
+    await new.door.open()
+    assert not new.accepts(session)
+    assert new.accepts(new.sessions.begin(NONCE + "2", new.door.now()))
+
+
+async def test_sign_out_works_on_this_worker_while_the_broker_is_away(cluster):
+    one = Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    cluster.away = True
+    await one.door.sign_out(session)
+    assert not one.accepts(session)
+    await Worker(cluster).door.open()
