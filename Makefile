@@ -67,12 +67,15 @@ coverage: $(INSTALLED) ## measure which branches the unit and contract tests tak
 	@$(BIN)/coverage report
 
 check: $(INSTALLED) ## format, lint, types, layers, spelling: what must be clean before a commit
-	@echo "check: ruff format, ruff, mypy, import-linter, codespell"
+	@echo "check: ruff format, ruff, mypy, import-linter, codespell, tsc"
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@git ls-files | xargs $(BIN)/codespell
+	@if $(WITH_NODE) command -v node >/dev/null && [ -e $(CLIENTS)/node_modules/.bin/tsc ]; then \
+		$(WITH_NODE) $(CLIENTS)/node_modules/.bin/tsc --project $(CLIENTS)/tsconfig.json; \
+	else echo "check: tsc is skipped: it needs Node.js, and the packages that make test fetches"; fi
 
 bench: $(INSTALLED) ## measure this server and its peers: deliveries, CPU a delivery, memory a connection
 	@$(BIN)/python bench/bench.py $(ARGS)

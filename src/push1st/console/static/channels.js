@@ -1,0 +1,63 @@
+// @ts-check
+/** The channels of an app that have subscribers. */
+import { html } from "./vendor/htm-preact.js";
+import { go, link, path, useCall } from "./data.js";
+import { short } from "./text.js";
+import { Choice, Empty, Filter, Kind, Missing, Name, Pager, Screen, Table } from "./ui.js";
+
+const LIMIT = 50;
+export const KINDS = /** @type {const} */ ([
+  ["", "all kinds"],
+  ["public", "public"],
+  ["private", "private"],
+  ["presence", "presence"],
+  ["encrypted", "encrypted"],
+  ["cache", "cache"],
+  ["protected", "protected"],
+]);
+
+/** @param {{params: Record<string, string>}} props */
+export function Channels({ params }) {
+  const { app, prefix = "", kind = "", after = "" } = params;
+  const { data, error, busy, reload } = useCall(path(["apps", app, "channels"], { prefix, kind, after, limit: LIMIT }), 5);
+  const channels = data?.channels;
+  /** @param {Record<string, string>} change */
+  const put = (change) => go("channels", { app, prefix, kind, ...change }, true);
+  const isFiltered = prefix || kind;
+  return html`<${Screen} title="Channels" lead="The channels that have subscribers now, on all workers.">
+    <div class="fields">
+      <${Filter} label="Beginning of the name" search wide value=${prefix} put=${(/** @type {string} */ text) => put({ prefix: text })} />
+      <${Choice} label="Kind" value=${kind} put=${(/** @type {string} */ value) => put({ kind: value })} options=${KINDS} />
+    </div>
+    <${Missing} data=${data} />
+    <${Table}
+      caption="Channels"
+      rows=${channels}
+      id=${(/** @type {any} */ row) => row.name}
+      busy=${busy && !data}
+      error=${error}
+      again=${reload}
+      empty=${data?.complete === false
+        ? html`<${Empty} title="Nothing found yet">None of the channels examined so far match. Select “Search on” to examine more.<//>`
+        : isFiltered
+          ? html`<${Empty} title="No channel matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
+          : html`<${Empty} title="No channel has a subscriber">
+              Subscribe a client, then its channel appears here. <a href=${link("events", { app })}>Publish an event</a> to see it arrive.
+            <//>`}
+      columns=${[
+        { key: "name", label: "Channel", show: (/** @type {any} */ row) => html`<${Name} of=${row.name} href=${link("channel", { app, name: row.name })} />` },
+        { key: "kind", label: "Kind", size: "xl", show: (/** @type {any} */ row) => html`<${Kind} of=${row.kind} />` },
+        { key: "subscriptions", label: "Subscriptions", size: "m", number: true, show: (/** @type {any} */ row) => short(row.subscriptions) },
+        { key: "users", label: "Members", size: "s", number: true, show: (/** @type {any} */ row) => (row.users === null || row.users === undefined ? html`<span class="faint">–</span>` : short(row.users)) },
+      ]}
+    />
+    <${Pager}
+      data=${data}
+      shown=${channels?.length ?? 0}
+      noun=${channels?.length === 1 ? "channel" : "channels"}
+      isFirst=${!after}
+      first=${link("channels", { app, prefix, kind })}
+      next=${data?.next ? link("channels", { app, prefix, kind, after: data.next }) : null}
+    />
+  <//>`;
+}

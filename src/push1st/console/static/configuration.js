@@ -1,0 +1,98 @@
+// @ts-check
+/** The effective configuration with the origin of each key, and what is wrong with it. */
+import { html, useState } from "./vendor/htm-preact.js";
+import { go, useCall } from "./data.js";
+import { count, date } from "./text.js";
+import { Badge, Empty, Filter, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+
+const PAGE = 200;
+
+/** @param {{params: Record<string, string>}} props */
+export function Configuration({ params }) {
+  const { search = "" } = params;
+  const { data, error, reload } = useCall("config", 10);
+  return html`<${Screen} title="Configuration" lead="The effective configuration of this worker. Secrets are shown by their length only.">
+    ${error && html`<${Problem} error=${error} again=${reload} />`}
+    <${Missing} data=${data} />
+    ${!data && !error && html`<${Loading} rows=${8} />`}
+    ${data &&
+    html`<${Section} title="Warnings">
+        ${data.warnings?.length
+          ? html`<ul class="panel verdict">${data.warnings.map((/** @type {string} */ text) => html`<li class="warn" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`
+          : html`<p class="note">There are none.</p>`}
+      <//>
+      <${Section} title="Last reload"><${Reload} reload=${data.reload} /><//>
+      <${Section} title="Listeners">
+        <${Table}
+          caption="Listeners"
+          rows=${data.listeners ?? []}
+          id=${(/** @type {any} */ row) => `${row.role} ${row.address}`}
+          columns=${[
+            { key: "role", label: "Role", size: "m" },
+            { key: "address", label: "Address", show: (/** @type {any} */ row) => html`<${Name} of=${row.address} />` },
+            { key: "tls", label: "TLS", size: "s", show: (/** @type {any} */ row) => (row.tls ? html`<${Badge} kind="ok">TLS<//>` : html`<${Badge} kind="plain">none<//>`) },
+          ]}
+        />
+      <//>
+      <${Section} title="Certificates">
+        <${Table}
+          caption="Certificates"
+          rows=${data.certificates ?? []}
+          id=${(/** @type {any} */ row) => `${row.listener} ${row.file}`}
+          empty=${html`<p class="note">No listener uses TLS.</p>`}
+          columns=${[
+            { key: "listener", label: "Listener", size: "m" },
+            { key: "file", label: "File", show: (/** @type {any} */ row) => html`<${Name} of=${row.file} />` },
+            { key: "expires", label: "Expires", size: "l", show: (/** @type {any} */ row) => date(row.expires) },
+            {
+              key: "days",
+              label: "Left",
+              size: "s",
+              number: true,
+              show: (/** @type {any} */ row) => html`<${Badge} kind=${row.days < 0 ? "bad" : row.days < 14 ? "warn" : "ok"}>${row.days < 0 ? "expired" : count(row.days, "day")}<//>`,
+            },
+          ]}
+        />
+      <//>
+      <${Keys} settings=${data.settings ?? data.keys ?? []} search=${search} />`}
+  <//>`;
+}
+
+/** @param {{reload: any}} props */
+function Reload({ reload }) {
+  if (!reload) return html`<p class="note">There was none since the start.</p>`;
+  if (!reload.problems?.length) return html`<p><${Badge} kind="ok">applied<//> ${date(reload.at)}</p>`;
+  return html`<p><${Badge} kind="bad">failed<//> ${date(reload.at)}</p>
+    <ul class="panel verdict">${reload.problems.map((/** @type {string} */ text) => html`<li class="bad" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`;
+}
+
+/** @param {{settings: any[], search: string}} props */
+function Keys({ settings, search }) {
+  const [most, setMost] = useState(PAGE);
+  const words = search.toLowerCase();
+  const found = settings.filter((one) => !words || one.key.toLowerCase().includes(words) || show(one.value).toLowerCase().includes(words) || String(one.origin).toLowerCase().includes(words));
+  const rest = found.length - most;
+  return html`<${Section} title="Keys">
+    <div class="fields">
+      <${Filter} label="Key, value or origin" search wide value=${search} put=${(/** @type {string} */ text) => go("configuration", { search: text }, true)} />
+    </div>
+    <${Table}
+      caption="Keys of the configuration"
+      rows=${found.slice(0, most)}
+      id=${(/** @type {any} */ row) => row.key}
+      empty=${html`<${Empty} title="No key matches">Change the search, or clear it.<//>`}
+      columns=${[
+        { key: "key", label: "Key", show: (/** @type {any} */ row) => html`<${Name} of=${row.key} />` },
+        { key: "value", label: "Value", show: (/** @type {any} */ row) => html`<${Name} of=${show(row.value)} label="empty" />` },
+        { key: "origin", label: "Origin", show: (/** @type {any} */ row) => (row.origin === "default" ? html`<span class="faint">default</span>` : html`<${Name} of=${row.origin} />`) },
+      ]}
+    />
+    ${rest > 0 && html`<p class="pager"><button type="button" onClick=${() => setMost(most + PAGE)}>Show ${count(Math.min(rest, PAGE), "more key")}</button></p>`}
+  <//>`;
+}
+
+/** @param {any} value @returns {string} */
+function show(value) {
+  if (Array.isArray(value)) return value.map(show).join(", ");
+  return value === null || value === undefined ? "" : typeof value === "object" ? JSON.stringify(value) : String(value);
+}

@@ -1,0 +1,151 @@
+// @ts-check
+/** The connections of an app, and their end by the operator. */
+import { html, useState } from "./vendor/htm-preact.js";
+import { call, go, link, notice, path, useCall } from "./data.js";
+import { bytes, count, plain, short } from "./text.js";
+import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Screen, Since, Table, Text, Time } from "./ui.js";
+
+const LIMIT = 50;
+const PROTOCOLS = /** @type {const} */ ([
+  ["", "all protocols"],
+  ["pusher", "pusher"],
+  ["push1st", "raw WebSocket"],
+  ["mqtt", "MQTT"],
+  ["sse", "SSE"],
+]);
+
+/** @param {{params: Record<string, string>}} props */
+export function Connections({ params }) {
+  const { app, id = "", user = "", ip = "", channel = "", protocol = "", behind = "", after = "" } = params;
+  const filter = { id, user, ip, channel, protocol, behind };
+  const { data, error, busy, reload } = useCall(path(["apps", app, "connections"], { ...filter, after, limit: LIMIT }), 5);
+  const [shown, show] = useState(/** @type {any} */ (null));
+  const [ending, end] = useState(/** @type {{row: any, user: boolean} | null} */ (null));
+  const rows = data?.connections;
+  /** @param {string} key */
+  const put = (key) => (/** @type {string} */ value) => go("connections", { app, ...filter, [key]: value }, true);
+  const isFiltered = Object.values(filter).some(Boolean);
+  const actions = html`${isFiltered && html`<a class="button" href=${link("connections", { app })}>Clear the filter</a>`}`;
+  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers." actions=${actions}>
+    <div class="fields">
+      <${Filter} label="User" search value=${user} put=${put("user")} />
+      <${Filter} label="Channel" value=${channel} put=${put("channel")} />
+      <${Filter} label="Socket id" value=${id} put=${put("id")} />
+      <${Filter} label="Address" value=${ip} put=${put("ip")} />
+      <${Choice} label="Protocol" value=${protocol} put=${put("protocol")} options=${PROTOCOLS} />
+      <${Check} label="Slow consumers only" value=${Boolean(behind)} put=${(/** @type {boolean} */ is) => put("behind")(is ? "1" : "")} />
+    </div>
+    <${Missing} data=${data} />
+    <${Table}
+      caption="Connections"
+      rows=${rows}
+      id=${(/** @type {any} */ row) => row.id}
+      busy=${busy && !data}
+      error=${error}
+      again=${reload}
+      empty=${data?.complete === false
+        ? html`<${Empty} title="Nothing found yet">None of the connections examined so far match. Select “Search on” to examine more.<//>`
+        : isFiltered
+          ? html`<${Empty} title="No connection matches">Filters compare whole values. Change the filter, or clear it.<//>`
+          : html`<${Empty} title="No client is connected">Connect a client with the key of this app, then it appears here.<//>`}
+      columns=${[
+        {
+          key: "id",
+          label: "Socket id",
+          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
+        },
+        { key: "user", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} />` },
+        { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
+        { key: "protocol", label: "Protocol", size: "s" },
+        { key: "channels", label: "Channels", size: "s", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
+        { key: "behind", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.behind ? bytes(row.behind) : html`<span class="faint">0</span>`) },
+        { key: "since", label: "Open for", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
+        {
+          key: "end",
+          label: "Action",
+          size: "s",
+          show: (/** @type {any} */ row) =>
+            html`<button type="button" class="cell-button danger" aria-label=${`Terminate ${plain(row.id)}`} onClick=${() => end({ row, user: false })}>Terminate</button>`,
+        },
+      ]}
+    />
+    <${Pager}
+      data=${data}
+      shown=${rows?.length ?? 0}
+      noun=${rows?.length === 1 ? "connection" : "connections"}
+      isFirst=${!after}
+      first=${link("connections", { app, ...filter })}
+      next=${data?.next ? link("connections", { app, ...filter, after: data.next }) : null}
+    />
+    ${shown &&
+    html`<${Detail}
+      app=${app}
+      row=${shown}
+      close=${() => show(null)}
+      end=${(/** @type {boolean} */ user) => {
+        show(null);
+        end({ row: shown, user });
+      }}
+    />`}
+    ${ending && html`<${Terminate} app=${app} row=${ending.row} user=${ending.user} close=${() => end(null)} done=${reload} />`}
+  <//>`;
+}
+
+/** @param {{app: string, row: any, close: () => void, end: (user: boolean) => void}} props */
+function Detail({ app, row, close, end }) {
+  const more = row.channel_count - row.channels.length;
+  return html`<${Dialog}
+    title="Connection"
+    close=${close}
+    actions=${html`${row.user && html`<button type="button" class="danger" onClick=${() => end(true)}>Terminate the user</button>`}
+      <button type="button" class="danger" onClick=${() => end(false)}>Terminate</button>
+      <a class="button" href=${link("inspector", { app, socket: row.id })}>Inspect</a>
+      <button type="button" onClick=${close}>Close</button>`}
+  >
+    <${Facts}
+      pairs=${[
+        ["Socket id", html`<${Name} of=${row.id} />`],
+        ["User", html`<${Name} of=${row.user} label="not signed in" />`],
+        ["Address", html`<${Name} of=${row.ip} />`],
+        ["Protocol", row.protocol],
+        ["Connected", html`<${Time} at=${row.since} day />`],
+        ["Worker", html`<${Name} of=${row.worker} />`],
+        ["Origin", html`<${Name} of=${row.origin} label="none" />`],
+        ["Waiting to be sent", bytes(row.behind ?? 0)],
+        ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`],
+      ]}
+    />
+    <p class="strong">${row.channel_count ? `Subscribed to ${count(row.channel_count, "channel")}` : "Subscribed to no channel"}</p>
+    <ul>
+      ${row.channels.map((/** @type {string} */ name) => html`<li key=${name}><a class="of-channel mono" href=${link("channel", { app, name })}><${Text} of=${name} /></a></li>`)}
+    </ul>
+    ${more > 0 && html`<p class="note">and ${short(more)} more</p>`}
+  <//>`;
+}
+
+/** @param {{app: string, row: any, user: boolean, close: () => void, done: () => void}} props */
+function Terminate({ app, row, user, close, done }) {
+  const [reconnect, set] = useState(true);
+  const act = async () => {
+    const answer = user
+      ? await call("POST", path(["apps", app, "users", row.user, "terminate"]))
+      : await call("POST", path(["apps", app, "connections", row.id, "terminate"]), { reconnect });
+    const workers = answer?.delivered ?? answer?.workers;
+    notice.set(`${user ? `The connections of ${row.user}` : row.id} will be closed.${typeof workers === "number" ? ` The request was delivered to ${count(workers, "worker")}.` : ""}`);
+    setTimeout(done, 400);
+  };
+  if (user) {
+    return html`<${Confirm} title="Terminate the user?" verb="Terminate the user" act=${act} close=${close}>
+      <p>The server closes every connection of <b><${Text} of=${row.user} /></b> with code 4009. Their clients do not reconnect by themselves.</p>
+    <//>`;
+  }
+  return html`<${Confirm} title="Terminate the connection?" verb="Terminate" act=${act} close=${close}>
+    <p>The server closes the connection <b class="mono"><${Text} of=${row.id} /></b>${row.user && html` of the user <b><${Text} of=${row.user} /></b>`} on all its channels.</p>
+    <p>
+      ${reconnect
+        ? "Close code 4200: a Pusher client reconnects at once and subscribes again."
+        : "Close code 4009: a Pusher client does not reconnect by itself."}
+    </p>
+    <p><${Check} label="Let the client reconnect" value=${reconnect} put=${set} /></p>
+  <//>`;
+}

@@ -1,0 +1,148 @@
+// @ts-check
+/** The event creator: publishes an event like a backend, and keeps the last twenty in memory. */
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { call, link, path } from "./data.js";
+import { bytes, clock, count } from "./text.js";
+import { Badge, Choice, Empty, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+
+const MAX_KEPT = 20;
+const CHECK_MS = 200;
+const START = '{\n  "message": "hello"\n}';
+
+/** @typedef {{app: string, to: string, target: string, name: string, data: string}} Draft */
+
+/** The draft and the events outlive the screen, but not the page. @type {Draft} */
+let draft = { app: "", to: "channel", target: "", name: "", data: START };
+/** @type {any[]} */
+let kept = [];
+let number = 0;
+
+/** @param {{params: Record<string, string>}} props */
+export function Events({ params }) {
+  const { app, channel, user } = params;
+  const [form, set] = useState(() => {
+    if (channel) draft = { ...draft, to: "channel", target: channel };
+    if (user) draft = { ...draft, to: "user", target: user };
+    return draft;
+  });
+  const [sent, setSent] = useState(kept);
+  const [error, fail] = useState(/** @type {Error | null} */ (null));
+  const [busy, work] = useState(false);
+  const problem = useJson(form.data);
+  /** @param {Partial<Draft>} change */
+  const put = (change) => {
+    draft = { ...form, ...change };
+    set(draft);
+  };
+  /** @param {Event} event */
+  const submit = async (event) => {
+    event.preventDefault();
+    if (busy) return;
+    work(true);
+    fail(null);
+    const target = form.to === "user" ? { user: form.target } : { channel: form.target };
+    const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: new Blob([form.data]).size, result: "published", kind: "ok" };
+    try {
+      await call("POST", path(["apps", app, "events"]), { name: form.name, data: form.data, ...target });
+    } catch (refusal) {
+      fail(/** @type {Error} */ (refusal));
+      row.result = /** @type {Error} */ (refusal).message;
+      row.kind = "bad";
+    }
+    kept = [row, ...kept].slice(0, MAX_KEPT);
+    setSent(kept);
+    work(false);
+  };
+  return html`<${Screen} title="Event creator" lead="Publishes an event as your backend would, within the limits of the app.">
+    <form class="panel form" onSubmit=${submit}>
+      <div class="fields">
+        <${Choice} label="To" value=${form.to} put=${(/** @type {string} */ to) => put({ to })} options=${[["channel", "a channel"], ["user", "a user"]]} />
+        <${Line} label=${form.to === "user" ? "User id" : "Channel"} search value=${form.target} put=${(/** @type {string} */ target) => put({ target })} />
+        <${Line} label="Event name" value=${form.name} put=${(/** @type {string} */ name) => put({ name })} />
+      </div>
+      <label class="field">
+        <span>Data</span>
+        <textarea
+          rows="8"
+          spellcheck=${false}
+          value=${form.data}
+          aria-describedby="json-state"
+          onInput=${(/** @type {any} */ event) => put({ data: event.target.value })}
+        ></textarea>
+      </label>
+      <div class="submit">
+        <p id="json-state" class=${problem ? "warning" : "note"} role="status">
+          ${problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(new Blob([form.data]).size)}`}
+        </p>
+        <button type="submit" class="primary" disabled=${busy}>${busy ? "Publishing …" : "Publish"}</button>
+      </div>
+      ${error && html`<${Problem} error=${error} />`}
+    </form>
+    <${Section} title="Published in this tab" lead=${`The last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
+      <${Table}
+        caption="Published events"
+        rows=${sent}
+        id=${(/** @type {any} */ row) => row.id}
+        empty=${html`<${Empty} title="Nothing published yet">Fill in the form and select “Publish”. <a href=${link("inspector", { app })}>The inspector</a> shows how the event arrives.<//>`}
+        columns=${[
+          { key: "at", label: "Time", size: "s", show: (/** @type {any} */ row) => clock(row.at) },
+          {
+            key: "target",
+            label: "To",
+            show: (/** @type {any} */ row) =>
+              html`<${Name} of=${row.form.target} href=${row.form.to === "user" ? link("connections", { app: row.app, user: row.form.target }) : link("channel", { app: row.app, name: row.form.target })} />`,
+          },
+          { key: "name", label: "Event", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.form.name} />` },
+          { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes) },
+          {
+            key: "result",
+            label: "Result",
+            size: "l",
+            show: (/** @type {any} */ row) => (row.kind === "ok" ? html`<${Badge} kind="ok">published<//>` : html`<${Name} of=${row.result} />`),
+          },
+          {
+            key: "again",
+            label: "Action",
+            size: "s",
+            show: (/** @type {any} */ row) =>
+              html`<button type="button" class="cell-button" aria-label=${`Use the event of ${clock(row.at)} again`} onClick=${() => put(row.form)}>Use again</button>`,
+          },
+        ]}
+      />
+      ${sent.length > 0 && html`<p class="note">${count(sent.length, "event")}</p>`}
+    <//>
+  <//>`;
+}
+
+/** @param {{label: string, value: string, put: (text: string) => void, search?: boolean}} props */
+function Line({ label, value, put, search = false }) {
+  return html`<label class="field wide">
+    <span>${label}</span>
+    <input
+      type="text"
+      required
+      value=${value}
+      data-search=${search ? "" : undefined}
+      autocomplete="off"
+      spellcheck=${false}
+      onInput=${(/** @type {any} */ event) => put(event.target.value)}
+    />
+  </label>`;
+}
+
+/** Returns why a text is not JSON, a moment after its last change; "" if it is JSON. @param {string} text */
+function useJson(text) {
+  const [problem, set] = useState("");
+  useEffect(() => {
+    const timer = setTimeout(() => {
+      try {
+        JSON.parse(text);
+        set("");
+      } catch (error) {
+        set(/** @type {Error} */ (error).message.slice(0, 120));
+      }
+    }, CHECK_MS);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return problem;
+}

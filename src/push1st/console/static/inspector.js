@@ -1,0 +1,231 @@
+// @ts-check
+/** The inspector: what happens in an app, live. The workers report only while somebody watches. */
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { go, link, liveState, useLive, useStore } from "./data.js";
+import { bytes, clock, count, date, plain, whole } from "./text.js";
+import { Check, Data, Filter, Problem, Screen, Text } from "./ui.js";
+
+const MAX_ROWS = 1000;
+const ROW = 32;
+const TALL_ROW = 52;
+const NARROW = matchMedia("(max-width: 760px)");
+const SPARE = 6;
+
+/** What is reported, in the order of the life of a connection. */
+const TYPES = /** @type {const} */ ([
+  "connected",
+  "disconnected",
+  "signed-in",
+  "subscribed",
+  "unsubscribed",
+  "published",
+  "client-event",
+  "refused",
+  "cut-off",
+  "asked",
+  "webhook-delivered",
+  "webhook-failed",
+]);
+/** @type {Record<string, string>} */
+const TONES = { refused: "bad", "cut-off": "bad", "webhook-failed": "bad", published: "accent", "client-event": "accent" };
+
+/** Rows outlive the screen, but not the page. @type {{rows: any[], first: number, dropped: Record<string, number>}} */
+let kept = { rows: [], first: 0, dropped: {} };
+
+/** @param {{params: Record<string, string>}} props */
+export function Inspector({ params }) {
+  const { app, what = "", channel = "", socket = "", user = "", ip = "", data = "" } = params;
+  const filter = { what, channel, socket, user, ip, data };
+  const state = useStore(liveState);
+  const [view, setView] = useState(kept);
+  const [paused, pause] = useState(false);
+  const [chosen, choose] = useState(/** @type {any} */ (null));
+  const [error, fail] = useState("");
+  const types = what ? what.split(",") : [];
+  const request = { filter: { app, ...(types.length ? { what: types } : {}), channel, socket, user, ip, data: Boolean(data) } };
+  useEffect(() => {
+    clear();
+    fail("");
+  }, [app]);
+  useLive("inspector", paused ? null : request, (answer) => {
+    if (answer.error) return fail(answer.error);
+    fail("");
+    const rows = [...kept.rows, ...answer.events];
+    const over = Math.max(0, rows.length - MAX_ROWS);
+    const dropped = { ...kept.dropped };
+    for (const [name, n] of Object.entries(answer.dropped || {})) dropped[name] = (dropped[name] ?? 0) + Number(n);
+    kept = { rows: over ? rows.slice(over) : rows, first: kept.first + over, dropped };
+    setView(kept);
+    return undefined;
+  });
+  const clear = () => {
+    kept = { rows: [], first: kept.first + kept.rows.length, dropped: {} };
+    setView(kept);
+    choose(null);
+  };
+  /** @param {Record<string, string>} change */
+  const put = (change) => go("inspector", { app, ...filter, ...change }, true);
+  const lost = Object.entries(view.dropped);
+  const isFiltered = what || channel || socket || user || ip;
+  const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
+    <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
+    <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
+  return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
+    <div class="fields">
+      <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
+      <${Filter} label="Socket id" value=${socket} put=${(/** @type {string} */ text) => put({ socket: text })} />
+      <${Filter} label="User" value=${user} put=${(/** @type {string} */ text) => put({ user: text })} />
+      <${Filter} label="Address" value=${ip} put=${(/** @type {string} */ text) => put({ ip: text })} />
+      <${Check} label="With data" value=${Boolean(data)} put=${(/** @type {boolean} */ is) => put({ data: is ? "1" : "" })} />
+    </div>
+    <fieldset class="choices types">
+      <legend class="hidden">Events to show</legend>
+      ${TYPES.map(
+        (one) =>
+          html`<${Check}
+            key=${one}
+            label=${one}
+            value=${types.includes(one)}
+            put=${(/** @type {boolean} */ is) => put({ what: TYPES.filter((other) => (other === one ? is : types.includes(other))).join(",") })}
+          />`,
+      )}
+    </fieldset>
+    ${error && html`<${Problem} error=${new Error(error)} />`}
+    <div class="inspector">
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${idle(paused, state, isFiltered, app)} />
+      <aside class="panel detail" aria-label="Details of the event">
+        ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
+      </aside>
+    </div>
+    <p class="note tally" role="status" aria-live="off">
+      ${count(view.rows.length, "event")}${view.first > 0 && `, ${whole(view.first)} before`}${paused && ", paused"}
+      ${lost.length > 0 && html` · too many to show: ${lost.map(([name, n]) => `${whole(n)} × ${name}`).join(", ")}`}
+    </p>
+  <//>`;
+}
+
+/** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app */
+function idle(paused, state, isFiltered, app) {
+  if (paused) return "Paused. Select “Resume” to watch again.";
+  if (state !== "open") return "Connecting to the live channel …";
+  if (isFiltered) return "Watching. Nothing matches the filter yet.";
+  return html`Watching. Nothing has happened yet: connect a client, or <a href=${link("events", { app })}>publish an event</a>.`;
+}
+
+/**
+ * The rows, the newest at the bottom. Only the visible ones are in the page.
+ * @param {{view: {rows: any[], first: number}, chosen: any, choose: (row: any) => void, put: (change: Record<string, string>) => void, idle: any}} props
+ */
+function Rows({ view, chosen, choose, put, idle }) {
+  const box = useRef(/** @type {HTMLDivElement | null} */ (null));
+  const [top, setTop] = useState(0);
+  const [follows, follow] = useState(true);
+  const [height, setHeight] = useState(480);
+  const row = NARROW.matches ? TALL_ROW : ROW;
+  const before = useRef(view.first);
+  useLayoutEffect(() => {
+    const element = /** @type {HTMLDivElement} */ (box.current);
+    if (follows) element.scrollTop = element.scrollHeight;
+    else if (view.first > before.current) element.scrollTop -= (view.first - before.current) * row;
+    before.current = view.first;
+  }, [view, follows]);
+  useEffect(() => {
+    const element = /** @type {HTMLDivElement} */ (box.current);
+    const observer = new ResizeObserver(() => setHeight(element.clientHeight));
+    observer.observe(element);
+    return () => observer.disconnect();
+  }, []);
+  /** @param {any} event */
+  const scroll = (event) => {
+    const { scrollTop, scrollHeight, clientHeight } = event.currentTarget;
+    setTop(scrollTop);
+    follow(scrollTop + clientHeight >= scrollHeight - row);
+  };
+  const start = Math.max(0, Math.floor(top / row) - SPARE);
+  const shown = view.rows.slice(start, start + Math.ceil(height / row) + 2 * SPARE);
+  return html`<div class="log">
+    <div class="log-head" aria-hidden="true"><span>Time</span><span>What</span><span>Channel</span><span>Event or reason</span><span>Socket</span><span class="number">Size</span></div>
+    <div class="rows" ref=${box} onScroll=${scroll} tabindex="0" role="region" aria-label="Events, the newest at the bottom">
+      ${!view.rows.length && html`<p class="idle">${idle}</p>`}
+      <div class="track" ref=${(/** @type {HTMLElement | null} */ one) => one && (one.style.height = `${view.rows.length * row}px`)} role="list">
+        ${shown.map((one, i) => {
+          const index = view.first + start + i;
+          return html`<div
+            key=${index}
+            role="listitem"
+            class=${one === chosen ? "line chosen" : "line"}
+            ref=${(/** @type {HTMLElement | null} */ element) => element && (element.style.transform = `translateY(${(start + i) * row}px)`)}
+          >
+            <span class="time">${clock(one.at, true)}</span>
+            <button type="button" class=${`what ${TONES[one.what] ?? ""}`} aria-pressed=${one === chosen} aria-label=${`${one.what} at ${clock(one.at)}: details`} onClick=${() => choose(one)}>${one.what}</button>
+            <span class="on">${one.channel && html`<button type="button" class="plain-button name" title=${`Filter by ${plain(one.channel)}`} onClick=${() => put({ channel: one.channel })}><${Text} of=${one.channel} /></button>`}</span>
+            <span class="about">${summary(one)}</span>
+            <span class="by">${one.socket && html`<button type="button" class="plain-button name" title=${`Filter by ${plain(one.socket)}`} onClick=${() => put({ socket: one.socket })}><${Text} of=${one.socket} /></button>`}</span>
+            <span class="number size">${one.size ? bytes(one.size) : ""}</span>
+          </div>`;
+        })}
+      </div>
+    </div>
+    ${!follows && html`<button type="button" class="follow" onClick=${() => follow(true)}>Follow the newest</button>`}
+  </div>`;
+}
+
+/** @param {any} row */
+function summary(row) {
+  const text = row.event || row.reason || (row.code ? String(row.code) : "") || (row.ms !== undefined && row.ms !== null ? `${row.ms} ms` : "");
+  return text ? html`<span class="name" title=${plain(String(text))}><${Text} of=${text} /></span>` : "";
+}
+
+/** @param {{app: string, row: any, put: (change: Record<string, string>) => void}} props */
+function Detail({ app, row, put }) {
+  /** @param {string} key @param {string} value */
+  const filtered = (key, value) =>
+    value &&
+    html`<span class="mono"><${Text} of=${value} /></span> <button type="button" class="plain-button" onClick=${() => put({ [key]: value })}>filter</button>`;
+  return html`<h2 class=${TONES[row.what] ?? ""}>${row.what}</h2>
+    <dl class="facts column">
+      <div><dt>Time</dt><dd>${date(row.at)}.${String(Math.floor((row.at % 1) * 1000)).padStart(3, "0")}</dd></div>
+      ${FIELDS.map(([key, label]) => {
+        const value = row[key];
+        if (value === undefined || value === null || value === "") return null;
+        return html`<div key=${key}><dt>${label}</dt><dd>${
+          key in FILTERS
+            ? filtered(FILTERS[key], String(value))
+            : key === "size"
+              ? bytes(value)
+              : key === "ms"
+                ? `${value} ms`
+                : html`<${Text} of=${value} />`
+        }</dd></div>`;
+      })}
+    </dl>
+    ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
+    ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
+}
+
+/** @type {(readonly [string, string])[]} */
+const FIELDS = [
+  ["channel", "Channel"],
+  ["event", "Event"],
+  ["socket", "Socket id"],
+  ["user", "User"],
+  ["ip", "Address"],
+  ["code", "Code"],
+  ["reason", "Reason"],
+  ["size", "Size"],
+  ["ms", "Duration"],
+  ["worker", "Worker"],
+];
+/** @type {Record<string, string>} */
+const FILTERS = { channel: "channel", socket: "socket", user: "user", ip: "ip" };
+
+/** Saves the rows as JSON lines. @param {any[]} rows */
+function save(rows) {
+  const text = rows.map((row) => JSON.stringify(row) + "\n").join("");
+  const url = URL.createObjectURL(new Blob([text], { type: "application/x-ndjson" }));
+  const anchor = document.createElement("a");
+  anchor.href = url;
+  anchor.download = "push1st-events.jsonl";
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+}

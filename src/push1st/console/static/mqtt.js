@@ -1,0 +1,167 @@
+// @ts-check
+/** The MQTT sessions of an app, and its retained messages. */
+import { html, useState } from "./vendor/htm-preact.js";
+import { call, go, link, notice, path, useCall } from "./data.js";
+import { bytes, date, duration, plain, short } from "./text.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Section, Since, Table, Text } from "./ui.js";
+
+const LIMIT = 50;
+
+/** @param {{params: Record<string, string>}} props */
+export function Mqtt({ params }) {
+  return html`<${Screen} title="MQTT" lead="The sessions of MQTT clients, connected or absent, and the messages that the server keeps for new subscribers.">
+    <${Sessions} params=${params} />
+    <${Retained} params=${params} />
+  <//>`;
+}
+
+/** @param {{params: Record<string, string>}} props */
+function Sessions({ params }) {
+  const { app, client = "", state = "", after = "" } = params;
+  const { data, error, busy, reload } = useCall(path(["apps", app, "mqtt", "sessions"], { client, state, after, limit: LIMIT }), 5);
+  const [shown, show] = useState(/** @type {any} */ (null));
+  const rows = data?.sessions;
+  /** @param {Record<string, string>} change */
+  const put = (change) => go("mqtt", { ...params, after: "", ...change }, true);
+  return html`<${Section} title="Sessions">
+    <div class="fields">
+      <${Filter} label="Client id or its beginning" search wide value=${client} put=${(/** @type {string} */ text) => put({ client: text })} />
+      <${Choice} label="State" value=${state} put=${(/** @type {string} */ value) => put({ state: value })} options=${[["", "all"], ["connected", "connected"], ["absent", "absent"]]} />
+    </div>
+    <${Missing} data=${data} />
+    <${Table}
+      caption="MQTT sessions"
+      rows=${rows}
+      id=${(/** @type {any} */ row) => `${row.owner} ${row.client}`}
+      busy=${busy && !data}
+      error=${error}
+      again=${reload}
+      bones=${3}
+      empty=${data?.complete === false
+        ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Search on” to examine more.<//>`
+        : client || state
+          ? html`<${Empty} title="No session matches">Change the filter, or clear it.<//>`
+          : html`<${Empty} title="There are no MQTT sessions">Set <code>mqtt.listen</code> in the configuration, and connect an MQTT client with the key of this app.<//>`}
+      columns=${[
+        {
+          key: "client",
+          label: "Client id",
+          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" title=${plain(row.client)} onClick=${() => show(row)}><${Text} of=${row.client} /></button>`,
+        },
+        { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
+        { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
+        { key: "since", label: "For", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
+        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.filter_count ?? row.filters.length) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => short(row.waiting ?? 0) },
+        { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => short(row.inflight ?? 0) },
+      ]}
+    />
+    <${Pager}
+      data=${data}
+      shown=${rows?.length ?? 0}
+      noun=${rows?.length === 1 ? "session" : "sessions"}
+      isFirst=${!after}
+      first=${link("mqtt", { ...params, after: "" })}
+      next=${data?.next ? link("mqtt", { ...params, after: data.next }) : null}
+    />
+    ${shown &&
+    html`<${Dialog} title="MQTT session" close=${() => show(null)}>
+      <${Facts}
+        pairs=${[
+          ["Client id", html`<${Name} of=${shown.client} />`],
+          ["User", html`<${Name} of=${shown.owner} />`],
+          ["State", shown.state],
+          ["Since", shown.since ? date(shown.since) : "–"],
+          ["Expires", shown.expires ? date(shown.expires) : "–"],
+          ["Worker", html`<${Name} of=${shown.worker} label="none" />`],
+          ["Waiting", short(shown.waiting ?? 0)],
+          ["In flight", short(shown.inflight ?? 0)],
+        ]}
+      />
+      <p class="strong">Filters</p>
+      <ul>
+        ${shown.filters.map((/** @type {any} */ one) => html`<li class="mono of-channel"><${Text} of=${typeof one === "string" ? one : one.filter} /></li>`)}
+      </ul>
+      ${!shown.filters.length && html`<p class="note">The client has subscribed to nothing.</p>`}
+    <//>`}
+  <//>`;
+}
+
+/** @param {{params: Record<string, string>}} props */
+function Retained({ params }) {
+  const { app, prefix = "", from = "" } = params;
+  const { data, error, busy, reload } = useCall(path(["apps", app, "mqtt", "retained"], { prefix, after: from, limit: LIMIT }), 10);
+  const [shown, show] = useState("");
+  const [ending, end] = useState("");
+  const rows = data?.retained;
+  /** @param {string} topic */
+  const remove = async (topic) => {
+    await call("DELETE", path(["apps", app, "mqtt", "retained"], { topic }));
+    notice.set(`The retained message of ${topic} is deleted.`);
+    reload();
+  };
+  return html`<${Section} title="Retained messages">
+    <div class="fields">
+      <${Filter} label="Beginning of the topic" wide value=${prefix} put=${(/** @type {string} */ text) => go("mqtt", { ...params, from: "", prefix: text }, true)} />
+    </div>
+    <${Table}
+      caption="Retained messages"
+      rows=${rows}
+      id=${(/** @type {any} */ row) => row.topic}
+      busy=${busy && !data}
+      error=${error}
+      again=${reload}
+      bones=${3}
+      empty=${data?.complete === false
+        ? html`<${Empty} title="Nothing found yet">None of the topics examined so far match. Select “Search on” to examine more.<//>`
+        : prefix
+          ? html`<${Empty} title="No topic matches">Change the beginning of the topic, or clear it.<//>`
+          : html`<${Empty} title="There are no retained messages">An MQTT client keeps a message here when it publishes with the flag <code>retain</code>.<//>`}
+      columns=${[
+        { key: "topic", label: "Topic", show: (/** @type {any} */ row) => html`<${Name} of=${row.topic} />` },
+        { key: "qos", label: "QoS", size: "xs", number: true },
+        { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes) },
+        { key: "expires", label: "Expires in", size: "m", number: true, show: (/** @type {any} */ row) => (row.expires ? duration(Math.max(0, row.expires - Date.now() / 1000)) : html`<span class="faint">never</span>`) },
+        {
+          key: "data",
+          label: "Data",
+          size: "s",
+          show: (/** @type {any} */ row) => html`<button type="button" class="cell-button" aria-label=${`Show the data of ${plain(row.topic)}`} onClick=${() => show(row.topic)}>Show</button>`,
+        },
+        {
+          key: "delete",
+          label: "Action",
+          size: "s",
+          show: (/** @type {any} */ row) =>
+            html`<button type="button" class="cell-button danger" aria-label=${`Delete the retained message of ${plain(row.topic)}`} onClick=${() => end(row.topic)}>Delete</button>`,
+        },
+      ]}
+    />
+    <${Pager}
+      data=${data}
+      shown=${rows?.length ?? 0}
+      noun=${rows?.length === 1 ? "retained message" : "retained messages"}
+      isFirst=${!from}
+      first=${link("mqtt", { ...params, from: "" })}
+      next=${data?.next ? link("mqtt", { ...params, from: data.next }) : null}
+    />
+    ${shown && html`<${Message} app=${app} topic=${shown} close=${() => show("")} />`}
+    ${ending &&
+    html`<${Confirm} title="Delete the retained message?" verb="Delete" act=${() => remove(ending)} close=${() => end("")}>
+      <p>New subscribers of <b class="mono"><${Text} of=${ending} /></b> no longer receive it. Clients that have it keep it. This cannot be undone.</p>
+    <//>`}
+  <//>`;
+}
+
+/** @param {{app: string, topic: string, close: () => void}} props */
+function Message({ app, topic, close }) {
+  const { data, error } = useCall(path(["apps", app, "mqtt", "retained"], { prefix: topic, limit: 1, data: true }));
+  const row = data?.retained?.find((/** @type {any} */ one) => one.topic === topic);
+  return html`<${Dialog} title="Retained message" close=${close}>
+    <p class="mono"><${Text} of=${topic} /></p>
+    ${error && html`<${Problem} error=${error} />`}
+    ${data && !row && html`<p class="note">The message is gone: it has expired or was deleted.</p>`}
+    ${row && html`<${Data} of=${row.data} label="Data of the retained message" encoding=${row.encoding} />`}
+    ${row && html`<p class="note">${bytes(row.bytes)}${row.bytes > 10_240 ? ", the beginning" : ""}</p>`}
+  <//>`;
+}

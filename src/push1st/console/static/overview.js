@@ -1,0 +1,324 @@
+// @ts-check
+/** The overview: figures of all workers with ten minutes of history, and what needs attention. */
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { away, call, link, liveState, useLive, useStore } from "./data.js";
+import { bytes, clock, count, duration, percent, rate, short, whole } from "./text.js";
+import { Badge, Empty, Loading, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+
+const SECONDS = 600;
+const EVERY = 2;
+const POLL_MS = 5000;
+const SUMMARY_MS = 60_000;
+const LAG_SECONDS = 0.1;
+const LAG_KEPT = 60;
+const CERTIFICATE_DAYS = 14;
+const FILES_PART = 0.8;
+
+/** @typedef {{t: number, v: number}} Point */
+/**
+ * @typedef {object} Tile
+ * @property {string} key
+ * @property {string} label
+ * @property {string} unit
+ * @property {(value: number) => string} show
+ */
+
+/** @type {Tile[]} */
+const TILES = [
+  { key: "connections", label: "Connections", unit: "", show: short },
+  { key: "events_in", label: "Events in", unit: "/s", show: rate },
+  { key: "messages_out", label: "Messages out", unit: "/s", show: rate },
+  { key: "bytes_out", label: "Bytes out", unit: "/s", show: bytes },
+  { key: "cpu_seconds", label: "CPU of all workers", unit: "", show: percent },
+  { key: "refusals", label: "Refusals", unit: "/s", show: rate },
+];
+
+/** The points of the tiles, and the last answer. They outlive the screen, so that a return to it shows no gap. */
+class Recorder {
+  constructor() {
+    /** @type {Map<string, Point[]>} */
+    this.points = new Map(TILES.map(({ key }) => [key, []]));
+    /** @type {any} */
+    this.last = null;
+    /** @type {Map<string, {rate: number, cpu: number, lag: Point[]}>} */
+    this.workers = new Map();
+  }
+
+  /** @param {any} answer */
+  take(answer) {
+    const before = this.last;
+    if (before && answer.at <= before.at) return;
+    this.last = answer;
+    if (!before || answer.at - before.at > 30) this.restart(answer);
+    const seconds = before ? answer.at - before.at : 0;
+    const sums = new Map(TILES.map(({ key }) => [key, 0]));
+    const workers = new Map();
+    let pairs = 0;
+    for (const node of answer.nodes) {
+      sums.set("connections", (sums.get("connections") ?? 0) + open(node));
+      const former = before?.nodes.find((/** @type {any} */ one) => one.id === node.id && one.pid === node.pid);
+      const lag = (this.workers.get(node.id)?.lag ?? []).filter(({ t }) => t > answer.at - LAG_KEPT);
+      lag.push({ t: answer.at, v: node.loop_lag ?? 0 });
+      const figures = { rate: 0, cpu: 0, lag };
+      if (former && seconds > 0) {
+        pairs += 1;
+        for (const { key } of TILES.slice(1)) {
+          const grown = Math.max(0, counter(node, key) - counter(former, key)) / seconds;
+          sums.set(key, (sums.get(key) ?? 0) + grown);
+          if (key === "messages_out") figures.rate = grown;
+          if (key === "cpu_seconds") figures.cpu = grown;
+        }
+      }
+      workers.set(node.id, figures);
+    }
+    this.workers = workers;
+    for (const [key, points] of this.points) {
+      if (key === "connections" || pairs) points.push({ t: answer.at, v: sums.get(key) ?? 0 });
+      while (points.length && points[0].t < answer.at - SECONDS - 20) points.shift();
+    }
+  }
+
+  /** Begins with the samples that the workers have kept. @param {any} answer */
+  restart(answer) {
+    for (const { key } of TILES) this.points.set(key, sampled(answer, key));
+  }
+}
+
+/** @param {any} node */
+function open(node) {
+  return Object.values(node.connections ?? {}).reduce((/** @type {number} */ sum, /** @type {any} */ n) => sum + n, 0);
+}
+
+/** @param {any} node @param {string} key */
+function counter(node, key) {
+  return key === "cpu_seconds" ? (node.cpu_seconds ?? 0) : (node.counters?.[key] ?? 0);
+}
+
+/**
+ * Returns the points of a tile from the samples of all workers.
+ * @param {any} answer @param {string} key
+ * @returns {Point[]}
+ */
+function sampled(answer, key) {
+  /** @type {Map<number, number>} */
+  const sums = new Map();
+  for (const node of answer.nodes) {
+    const series = node.series;
+    if (!series?.samples?.length) continue;
+    const column = series.fields.indexOf(key);
+    if (column < 0) continue;
+    for (const [i, sample] of series.samples.entries()) {
+      const t = Math.round((series.at - (series.samples.length - 1 - i) * series.every) / series.every) * series.every;
+      const value = key === "connections" ? sample[column] : i ? Math.max(0, sample[column] - series.samples[i - 1][column]) / series.every : null;
+      if (value !== null) sums.set(t, (sums.get(t) ?? 0) + value);
+    }
+  }
+  return [...sums].map(([t, v]) => ({ t, v })).sort((a, b) => a.t - b.t);
+}
+
+const recorder = new Recorder();
+
+export function Overview() {
+  const [, again] = useState(0);
+  const [error, fail] = useState(/** @type {any} */ (null));
+  const state = useStore(liveState);
+  /** @param {any} answer */
+  const take = (answer) => {
+    if (answer.error) return fail(new Error(answer.error));
+    if ("away" in answer) away.set(answer.away || "");
+    recorder.take(answer);
+    fail(null);
+    again((n) => n + 1);
+    return undefined;
+  };
+  useLive("overview", { every: EVERY }, take);
+  // Without the live channel, for example behind a proxy that does not forward upgrades, the page asks.
+  useEffect(() => {
+    const ask = () => document.hidden || liveState.value === "open" || call("GET", "overview").then(take, fail);
+    if (!recorder.last) ask();
+    const timer = setInterval(ask, POLL_MS);
+    return () => clearInterval(timer);
+  }, []);
+  const data = recorder.last;
+  return html`<${Screen} title="Overview">
+    ${error && !data && html`<${Problem} error=${error} />`}
+    ${data
+      ? html`<${Verdict} data=${data} />`
+      : html`<ul class="verdict"><li>Loading the state of the workers …</li></ul>`}
+    <div class="tiles" aria-live="off">
+      ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${tile} points=${recorder.points.get(tile.key) ?? []} now=${data?.at ?? 0} />`)}
+    </div>
+    <${Section} title="Workers">
+      ${data ? html`<${Workers} nodes=${data.nodes} />` : html`<${Loading} rows=${2} />`}
+    <//>
+    ${data && html`<${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>`}
+    ${data && html`<${Summary} data=${data} state=${state} />`}
+  <//>`;
+}
+
+/** @param {{tile: Tile, points: Point[], now: number}} props */
+function TileBox({ tile, points, now }) {
+  const [at, point] = useState(/** @type {number | null} */ (null));
+  const last = points[points.length - 1];
+  const found = at === null || !points.length ? null : points.reduce((best, one) => (Math.abs(one.t - at) < Math.abs(best.t - at) ? one : best));
+  const most = points.reduce((most, { v }) => Math.max(most, v), 0);
+  const shown = last ? tile.show(last.v) : "–";
+  const [number, unit = ""] = shown.split("\u202f");
+  return html`<div class="tile">
+    <h3>${tile.label}</h3>
+    <p class="big">${number}<span class="unit">${unit}${tile.unit}</span></p>
+    <${Spark} points=${points} now=${now} most=${most} found=${found} point=${point} label=${`${tile.label}, ten minutes: at most ${tile.show(most)}${tile.unit}, now ${shown}${tile.unit}`} />
+    <p class="caption">
+      ${found
+        ? html`<span>${clock(found.t)}</span><span>${tile.show(found.v)}${tile.unit}</span>`
+        : html`<span>10 min</span><span>${points.length ? `most ${tile.show(most)}${tile.unit}` : "no figures yet"}</span>`}
+    </p>
+  </div>`;
+}
+
+const WIDE = 600;
+const HIGH = 48;
+
+/**
+ * A line of ten minutes. It begins at zero, so that a small change looks small.
+ * @param {{points: Point[], now: number, most: number, found: Point | null, point: (at: number | null) => void, label: string}} props
+ */
+function Spark({ points, now, most, found, point, label }) {
+  /** @param {Point} one */
+  const x = (one) => Math.max(0, WIDE - (now - one.t)).toFixed(1);
+  /** @param {Point} one */
+  const y = (one) => (HIGH - 2 - (most ? (one.v / most) * (HIGH - 6) : 0)).toFixed(1);
+  const visible = points.filter(({ t }) => t >= now - SECONDS);
+  const line = visible.map((one, i) => `${i ? "L" : "M"}${x(one)} ${y(one)}`).join("");
+  const last = visible[visible.length - 1];
+  /** @param {any} event */
+  const move = (event) => {
+    const box = event.currentTarget.getBoundingClientRect();
+    point(now - SECONDS + ((event.clientX - box.left) / box.width) * SECONDS);
+  };
+  return html`<svg class="spark" viewBox=${`0 0 ${WIDE} ${HIGH}`} preserveAspectRatio="none" role="img" aria-label=${label} onPointerMove=${move} onPointerLeave=${() => point(null)}>
+    <path class="base" d=${`M0 ${HIGH - 1}H${WIDE}`} />
+    ${line && html`<path class="area" d=${`${line}L${x(last)} ${HIGH - 1}L${x(visible[0])} ${HIGH - 1}Z`} /><path d=${line} /><path class="last" d=${`M${x(last)} ${y(last)}h0`} />`}
+    ${found && html`<path class="cross" d=${`M${x(found)} 0V${HIGH}`} /><path class="last" d=${`M${x(found)} ${y(found)}h0`} />`}
+  </svg>`;
+}
+
+/**
+ * Returns statements on what needs attention, the worst first.
+ * @param {any} data
+ * @returns {{kind: "bad" | "warn" | "ok", text: any, key: string}[]}
+ */
+function statements(data) {
+  /** @type {{kind: "bad" | "warn" | "ok", text: any, key: string}[]} */
+  const found = [];
+  /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
+  const say = (kind, key, text) => void found.push({ kind, key, text });
+  for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The node <b><${Text} of=${name} /></b> has not answered.`);
+  if (data.away) say("bad", "away", html`The broker is away: <${Text} of=${data.away} /> Subscribers on other workers receive nothing.`);
+  for (const node of data.nodes) {
+    const name = html`<b><${Text} of=${node.id} /></b>`;
+    if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
+    else if (node.ready === false) say("bad", `ready ${node.id}`, html`The worker ${name} is not ready.`);
+    const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
+    if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`The event loop of ${name} was late by up to ${duration(lag)} in the last minute: its CPU is busy.`);
+    if (node.fds && node.fds_most && node.fds >= node.fds_most * FILES_PART) {
+      say("bad", `files ${node.id}`, html`The worker ${name} uses ${whole(node.fds)} of ${whole(node.fds_most)} file descriptors. Raise the limit (<code>ulimit -n</code>).`);
+    }
+  }
+  const versions = [...new Set(data.nodes.map((/** @type {any} */ node) => node.version))];
+  if (versions.length > 1) say("warn", "versions", `The workers run different versions: ${versions.join(", ")}.`);
+  for (const one of data.certificates ?? []) {
+    if (one.days < 0) say("bad", `certificate ${one.listener}`, html`The certificate of <${Text} of=${one.listener} /> has expired.`);
+    else if (one.days < CERTIFICATE_DAYS) say("warn", `certificate ${one.listener}`, html`The certificate of <${Text} of=${one.listener} /> expires in ${count(one.days, "day")}.`);
+  }
+  if (data.reload?.problems?.length) {
+    say("bad", "reload", html`The last reload failed: <${Text} of=${data.reload.problems[0]} /> <a href=${link("configuration")}>Configuration</a>`);
+  }
+  if (data.warnings) say("warn", "warnings", html`The configuration has ${count(data.warnings, "warning")}. <a href=${link("configuration")}>Configuration</a>`);
+  found.sort((a, b) => Number(a.kind === "warn") - Number(b.kind === "warn"));
+  return found;
+}
+
+/** @param {any} data */
+function wellText(data) {
+  const workers = data.nodes.length;
+  return workers === 1 ? "The worker serves clients. Nothing needs attention." : `All ${whole(workers)} workers serve clients. Nothing needs attention.`;
+}
+
+/** @param {{data: any}} props */
+function Verdict({ data }) {
+  const found = statements(data);
+  return html`<ul class="verdict" aria-label="State">
+    ${found.length
+      ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
+      : html`<li class="ok"><span>${wellText(data)}</span></li>`}
+    ${found.length > 8 && html`<li><span>${whole(found.length - 8)} more</span></li>`}
+  </ul>`;
+}
+
+/** Says the state once a minute. @param {{data: any, state: string}} props */
+function Summary({ data }) {
+  const latest = useRef(data);
+  latest.current = data;
+  const [text, set] = useState("");
+  useEffect(() => {
+    const timer = setInterval(() => {
+      const found = statements(latest.current).length;
+      const connections = latest.current.nodes.reduce((/** @type {number} */ sum, /** @type {any} */ node) => sum + open(node), 0);
+      set(`${count(connections, "connection")}, ${count(latest.current.nodes.length, "worker")}, ${found ? count(found, "statement needs attention", "statements need attention") : "nothing needs attention"}.`);
+    }, SUMMARY_MS);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<p class="hidden" role="status">${text}</p>`;
+}
+
+/** @param {{nodes: any[]}} props */
+function Workers({ nodes }) {
+  return html`<${Table}
+    caption="Workers"
+    rows=${nodes}
+    id=${(/** @type {any} */ node) => node.id}
+    columns=${WORKERS}
+  />`;
+}
+
+/** @type {import("./ui.js").Column[]} */
+const WORKERS = [
+  { key: "id", label: "Worker", show: (node) => html`<${Name} of=${node.id} />` },
+  {
+    key: "state",
+    label: "State",
+    size: "s",
+    show: (node) =>
+      node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
+  },
+  { key: "connections", label: "Connections", size: "s", number: true, show: (node) => short(open(node)) },
+  { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => rate(recorder.workers.get(node.id)?.rate ?? 0) },
+  { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => percent(recorder.workers.get(node.id)?.cpu ?? 0) },
+  { key: "rss", label: "Memory", size: "s", number: true, show: (node) => (node.rss === null || node.rss === undefined ? "–" : bytes(node.rss)) },
+  { key: "fds", label: "Files", size: "xs", number: true, show: (node) => (node.fds === null || node.fds === undefined ? "–" : whole(node.fds)) },
+  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => duration(node.loop_lag ?? 0) },
+  { key: "uptime", label: "Up", size: "s", number: true, show: (node) => duration(node.uptime ?? 0) },
+];
+
+/** @param {{nodes: any[]}} props */
+function Protocols({ nodes }) {
+  const sums = useMemo(() => {
+    /** @type {Map<string, number>} */
+    const found = new Map();
+    for (const node of nodes) for (const [name, n] of Object.entries(node.connections ?? {})) found.set(name, (found.get(name) ?? 0) + Number(n));
+    return [...found].sort(([a], [b]) => (a < b ? -1 : 1)).map(([name, n]) => ({ name, n }));
+  }, [nodes]);
+  const total = sums.reduce((sum, { n }) => sum + n, 0);
+  return html`<${Table}
+    caption="Connections by protocol"
+    rows=${sums}
+    id=${(/** @type {any} */ row) => row.name}
+    empty=${html`<${Empty} title="No client is connected">Connect a client, for example with <code>push1st subscribe</code>.<//>`}
+    columns=${[
+      { key: "name", label: "Protocol" },
+      { key: "n", label: "Connections", size: "m", number: true, show: (/** @type {any} */ row) => whole(row.n) },
+      { key: "part", label: "Part", size: "s", number: true, show: (/** @type {any} */ row) => percent(row.n / (total || 1)) },
+    ]}
+  />`;
+}

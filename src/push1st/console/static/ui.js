@@ -1,0 +1,316 @@
+// @ts-check
+/** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { bytes, clock, date, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
+
+/** @typedef {import("./vendor/htm-preact.js").Child} Child */
+/** @typedef {import("./data.js").CallError} CallError */
+
+const CUT = 20_000;
+
+// Text
+
+/**
+ * Text of a client or a file. Invisible characters are shown as escapes, and the text cannot reorder its neighbours.
+ * @param {{of: unknown, lines?: boolean}} props
+ */
+export function Text({ of, lines = false }) {
+  const found = pieces(String(of ?? ""), lines);
+  if (found.length === 1) return html`<bdi>${found[0]}</bdi>`;
+  return html`<bdi
+    >${found.map((piece, i) => (i % 2 ? html`<span class="escape" title="a character that is not visible">${escaped(piece)}</span>` : piece))}</bdi
+  >`;
+}
+
+/**
+ * A name on one line; its tooltip has the whole name.
+ * @param {{of: unknown, href?: string, label?: string}} props
+ */
+export function Name({ of, href, label }) {
+  const text = String(of ?? "");
+  if (!text) return html`<span class="faint">${label ?? "–"}</span>`;
+  return href
+    ? html`<a class="name" href=${href} title=${plain(text)}><${Text} of=${text} /></a>`
+    : html`<span class="name" title=${plain(text)}><${Text} of=${text} /></span>`;
+}
+
+/** A time. @param {{at: number | null | undefined, day?: boolean}} props */
+export function Time({ at, day = false }) {
+  if (at === null || at === undefined) return html`<span class="faint">–</span>`;
+  return html`<time datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${day ? date(at) : clock(at)}</time>`;
+}
+
+/** The duration since a time. @param {{at: number | null | undefined, now?: number}} props */
+export function Since({ at, now = Date.now() / 1000 }) {
+  if (at === null || at === undefined) return html`<span class="faint">–</span>`;
+  return html`<time datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${duration(Math.max(0, now - at))}</time>`;
+}
+
+/** @param {{kind: "ok" | "warn" | "bad" | "plain", children?: Child}} props */
+export function Badge({ kind, children }) {
+  return html`<span class=${`badge ${kind}`}>${children}</span>`;
+}
+
+/** The kind of a channel. @param {{of: string}} props */
+export function Kind({ of }) {
+  return html`<span class="kind">${of}</span>`;
+}
+
+/**
+ * Data of an event: JSON with indentation, in a region of its own that scrolls.
+ * @param {{of: unknown, label: string, encoding?: string | null}} props
+ */
+export function Data({ of, label, encoding }) {
+  const [all, showAll] = useState(false);
+  const text = typeof of === "string" ? (encoding ? of : pretty(of)) : JSON.stringify(of, null, 2) ?? "";
+  const shown = all ? text : text.slice(0, CUT);
+  return html`<div class="data">
+    <pre tabindex="0" role="region" aria-label=${label}><${Text} of=${shown} lines /></pre>
+    ${encoding && html`<p class="note">These bytes are not text; this is their ${encoding}.</p>`}
+    ${shown.length < text.length &&
+    html`<button type="button" onClick=${() => showAll(true)}>Show all ${bytes(text.length)}</button>`}
+  </div>`;
+}
+
+/** Pairs of a term and a value. @param {{pairs: ([string, Child] | null | false | undefined | "")[]}} props */
+export function Facts({ pairs }) {
+  return html`<dl class="facts">
+    ${pairs.map((pair) => pair && html`<div key=${pair[0]}><dt>${pair[0]}</dt><dd>${pair[1]}</dd></div>`)}
+  </dl>`;
+}
+
+// Screens
+
+/**
+ * A screen: its heading, a sentence about it, and its contents.
+ * @param {{title: string, of?: string, lead?: Child, actions?: Child, children?: Child}} props
+ */
+export function Screen({ title, of, lead, actions, children }) {
+  useLayoutEffect(() => {
+    document.title = `${of ? plain(of) + " · " : ""}${title} · Push1st`;
+  }, [title, of]);
+  return html`<header class="head">
+      <div class="titles">
+        <h1 tabindex="-1">${title}${of && html` <span class="of name" title=${plain(of)}><${Text} of=${of} /></span>`}</h1>
+        ${lead && html`<p class="lead">${lead}</p>`}
+      </div>
+      ${actions && html`<div class="actions">${actions}</div>`}
+    </header>
+    ${children}`;
+}
+
+/** A part of a screen. @param {{title: string, lead?: Child, actions?: Child, children?: Child}} props */
+export function Section({ title, lead, actions, children }) {
+  const id = "s-" + title.toLowerCase().replace(/\W+/g, "-");
+  return html`<section aria-labelledby=${id}>
+    <div class="head2"><h2 id=${id}>${title}</h2>${actions && html`<div class="actions">${actions}</div>`}</div>
+    ${lead && html`<p class="note">${lead}</p>`}
+    ${children}
+  </section>`;
+}
+
+/**
+ * The text with which the server has refused a request.
+ * @param {{error: CallError | Error, again?: () => void}} props
+ */
+export function Problem({ error, again }) {
+  return html`<div class="problem" role="alert">
+    <p><${Text} of=${error.message} /></p>
+    ${again && html`<button type="button" onClick=${again}>Try again</button>`}
+  </div>`;
+}
+
+/** @param {{title: string, children?: Child}} props */
+export function Empty({ title, children }) {
+  return html`<div class="empty"><p class="strong">${title}</p><p>${children}</p></div>`;
+}
+
+/** Rows in place of those that are about to arrive. @param {{rows?: number}} props */
+export function Loading({ rows = 5 }) {
+  return html`<div class="loading" role="status" aria-label="Loading">${Array.from({ length: rows }, () => html`<span class="bone"></span>`)}</div>`;
+}
+
+/**
+ * The nodes that have not answered, and why this worker answers alone.
+ * @param {{data: any}} props
+ */
+export function Missing({ data }) {
+  const names = data?.missing ?? [];
+  if (!names.length) return null;
+  return html`<p class="problem" role="status">
+    ${names.length === 1 ? "One node has not answered" : `${whole(names.length)} nodes have not answered`}, so this list lacks what they serve:
+    ${" "}<${Text} of=${names.slice(0, 10).join(", ")} />${names.length > 10 && " …"}
+  </p>`;
+}
+
+// Tables
+
+/**
+ * @typedef {object} Column
+ * @property {string} key
+ * @property {string} label
+ * @property {string} [size] the width: "name" takes what the others leave; else "xs", "s", "m", "l" or "xl"
+ * @property {boolean} [number] whether the values are numbers
+ * @property {(row: any) => Child} [show]
+ */
+
+/**
+ * A table. On narrow screens, its rows become cards.
+ * @param {{
+ *   caption: string, columns: Column[], rows: any[] | null | undefined, id: (row: any) => string | number,
+ *   busy?: boolean, error?: CallError | null, again?: () => void, empty?: Child, bones?: number,
+ * }} props
+ */
+export function Table({ caption, columns, rows, id, busy = false, error, again, empty, bones = 5 }) {
+  if (error && !rows) return html`<${Problem} error=${error} again=${again} />`;
+  if (!rows) return html`<${Loading} rows=${bones} />`;
+  if (!rows.length && empty && !busy) return empty;
+  return html`${error && html`<${Problem} error=${error} again=${again} />`}
+    <table role="table" class=${busy ? "busy" : ""} aria-busy=${busy}>
+      <caption class="hidden">
+        ${caption}
+      </caption>
+      <colgroup>
+        ${columns.map(({ key, size = "name" }) => html`<col key=${key} class=${`w-${size}`} />`)}
+      </colgroup>
+      <thead role="rowgroup">
+        <tr role="row">
+          ${columns.map(({ key, label, number }) => html`<th key=${key} role="columnheader" scope="col" class=${number ? "number" : ""}>${label}</th>`)}
+        </tr>
+      </thead>
+      <tbody role="rowgroup">
+        ${rows.map(
+          (row) =>
+            html`<tr role="row" key=${id(row)}>
+              ${columns.map(
+                ({ key, label, size = "name", number, show }) =>
+                  html`<td key=${key} role="cell" data-label=${label} class=${`w-${size}${number ? " number" : ""}`}>${show ? show(row) : row[key]}</td>`,
+              )}
+            </tr>`,
+        )}
+      </tbody>
+    </table>`;
+}
+
+/**
+ * The way to the next page of a list.
+ * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
+ */
+export function Pager({ data, shown, noun, first, next, isFirst }) {
+  if (!data) return null;
+  const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
+  return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
+    <p class="note">${whole(shown)} ${noun}${isFirst && !next ? "" : " on this page"}${examined && html` · ${examined}`}</p>
+    ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
+    ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
+  </nav>`;
+}
+
+// Fields
+
+/**
+ * A field for a filter. It reports its text when it has not changed for a moment.
+ * @param {{label: string, value: string, put: (text: string) => void, search?: boolean, hint?: string, wide?: boolean}} props
+ */
+export function Filter({ label, value, put, search = false, hint, wide = false }) {
+  const [text, set] = useState(value);
+  const timer = useRef(0);
+  useEffect(() => set(value), [value]);
+  useEffect(() => () => clearTimeout(timer.current), []);
+  /** @param {string} next */
+  const type = (next) => {
+    set(next);
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => put(next), 250);
+  };
+  return html`<label class=${wide ? "field wide" : "field"}>
+    <span>${label}</span>
+    <input
+      type=${search ? "search" : "text"}
+      value=${text}
+      placeholder=${hint}
+      data-search=${search ? "" : undefined}
+      autocomplete="off"
+      spellcheck=${false}
+      onInput=${(/** @type {any} */ event) => type(event.target.value)}
+    />
+  </label>`;
+}
+
+/**
+ * A choice.
+ * @param {{label: string, value: string, put: (value: string) => void, options: (readonly [string, string])[]}} props
+ */
+export function Choice({ label, value, put, options }) {
+  return html`<label class="field">
+    <span>${label}</span>
+    <select value=${value} onChange=${(/** @type {any} */ event) => put(event.target.value)}>
+      ${options.map(([key, text]) => html`<option key=${key} value=${key} selected=${key === value}>${text}</option>`)}
+    </select>
+  </label>`;
+}
+
+/** @param {{label: string, value: boolean, put: (value: boolean) => void}} props */
+export function Check({ label, value, put }) {
+  return html`<label class="check">
+    <input type="checkbox" checked=${value} onChange=${(/** @type {any} */ event) => put(event.target.checked)} />
+    <span>${label}</span>
+  </label>`;
+}
+
+// Dialogs
+
+/**
+ * A modal dialog. The browser keeps the focus in it, and Escape closes it.
+ * @param {{title: string, close: () => void, children?: Child, actions?: Child}} props
+ */
+export function Dialog({ title, close, children, actions }) {
+  const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  useLayoutEffect(() => {
+    const opener = document.activeElement;
+    box.current?.showModal();
+    return () => {
+      if (opener instanceof HTMLElement) opener.focus();
+    };
+  }, []);
+  return html`<dialog
+    ref=${box}
+    aria-labelledby="dialog-title"
+    onCancel=${(/** @type {Event} */ event) => {
+      event.preventDefault();
+      close();
+    }}
+  >
+    <h2 id="dialog-title">${title}</h2>
+    ${children}
+    <div class="actions">${actions ?? html`<button type="button" onClick=${close}>Close</button>`}</div>
+  </dialog>`;
+}
+
+/**
+ * Asks before an action, and shows the server's answer if it refuses.
+ * @param {{title: string, verb: string, act: () => Promise<unknown>, close: () => void, children?: Child}} props
+ */
+export function Confirm({ title, verb, act, close, children }) {
+  const [error, fail] = useState(/** @type {Error | null} */ (null));
+  const [busy, work] = useState(false);
+  const run = async () => {
+    work(true);
+    fail(null);
+    try {
+      await act();
+      close();
+    } catch (problem) {
+      fail(/** @type {Error} */ (problem));
+      work(false);
+    }
+  };
+  return html`<${Dialog}
+    title=${title}
+    close=${close}
+    actions=${html`<button type="button" onClick=${close}>Cancel</button>
+      <button type="button" class="danger" disabled=${busy} onClick=${run}>${verb}</button>`}
+  >
+    ${children} ${error && html`<${Problem} error=${error} />`}
+  <//>`;
+}
