@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from push1st.console.passwords import hashed
+from tests.clients.browser import Browser, Tab
 from tests.support.console import PASSWORD, Operator, console
 from tests.support.process import DEADLINE, PUSH1ST, ServerProcess, free_ports, running, wait_until
 
@@ -279,6 +280,80 @@ def test_connections_to_the_console_do_not_take_the_descriptors_of_the_api() -> 
         for _ in range(100):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         assert server.get("/status").status == 200
+
+
+# A real browser
+
+
+@pytest.fixture
+def signed_in(place: tuple[ServerProcess, Operator], browser: Browser) -> Tab:
+    """A page of the console in a browser, whose operator signs in as the page does."""
+    tab = Tab(browser, f"http://127.0.0.1:{place[1].port}/")
+    code = """(async password => {
+      window.violations = [];
+      document.addEventListener("securitypolicyviolation", event => window.violations.push(event.violatedDirective));
+      const headers = {"Push1st-Console": "1"};
+      const answer = await fetch("api/login", {method: "POST", headers, body: JSON.stringify({password})});
+      return answer.status;
+    })"""
+    assert tab.do(code, PASSWORD) == 200
+    return tab
+
+
+def test_browser_keeps_the_cookie_from_scripts(signed_in: Tab) -> None:
+    assert signed_in.evaluate("fetch('api/session').then(answer => answer.status)") == 200
+    assert signed_in.evaluate("document.cookie") == ""
+    assert signed_in.evaluate("violations") == []
+
+
+def test_policy_stops_injected_scripts_and_requests_to_other_sites(signed_in: Tab) -> None:
+    code = """(async () => {
+      const problems = [];
+      const script = document.createElement("script");
+      try { script.text = "window.injected = 1"; document.body.append(script); }
+      catch (problem) { problems.push(problem.name); }
+      try { document.body.innerHTML = "<img src=x onerror=window.injected=1>"; }
+      catch (problem) { problems.push(problem.name); }
+      await fetch("http://127.0.0.1:9/").catch(problem => problems.push(problem.name));
+      return [problems, window.injected === undefined];
+    })()"""
+    assert signed_in.evaluate(code) == [["TypeError"] * 3, True]
+    reported = {"connect-src", "require-trusted-types-for"}
+    wait_until(lambda: set(signed_in.evaluate("violations")) == reported, "the browser reports what the policy stopped")
+
+
+def test_page_of_another_port_of_this_machine_cannot_use_the_console(
+    place: tuple[ServerProcess, Operator], browser: Browser, signed_in: Tab
+) -> None:
+    """The browser sends the cookie with these requests: to it, all ports of 127.0.0.1 are one site."""
+    console_url = f"http://127.0.0.1:{place[1].port}/"
+    other = browser.tab()
+    assert other.evaluate("location.port") != str(place[1].port)
+    code = """(async url => {
+      const outcomes = [];
+      const read = (path, init) => fetch(url + path, {credentials: "include", ...init})
+        .then(answer => outcomes.push(answer.type + answer.status), problem => outcomes.push(problem.name));
+      await read("api/session");
+      await read("api/logout", {method: "POST", headers: {"Push1st-Console": "1"}});
+      await read("api/logout", {method: "POST", mode: "no-cors"});
+      await read("api/session", {mode: "no-cors"});
+      const socket = new WebSocket(url.replace("http", "ws") + "api/live");
+      outcomes.push(await new Promise(done => { socket.onopen = () => done("open"); socket.onerror = () => done("error"); }));
+      const frame = document.createElement("iframe");
+      const loaded = new Promise(done => { frame.onload = done; });
+      frame.src = url;
+      document.body.append(frame);
+      await loaded;
+      let inside = "";
+      try { inside = frame.contentDocument === null ? "blocked" : "empty"; } catch { inside = "blocked"; }
+      outcomes.push(inside);
+      return outcomes;
+    })"""
+    found = other.do(code, console_url)
+    assert found[:2] == ["TypeError", "TypeError"], "not readable, and no preflight succeeds"
+    assert set(found[2:4]) <= {"TypeError", "opaque0"}
+    assert found[4:] == ["error", "blocked"]
+    assert signed_in.evaluate("fetch('api/session').then(answer => answer.status)") == 200, "nothing signed the operator out"
 
 
 # The demo
