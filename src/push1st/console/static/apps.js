@@ -1,9 +1,9 @@
 // @ts-check
 /** The list of apps. */
-import { html } from "./vendor/htm-preact.js";
+import { html, useState } from "./vendor/htm-preact.js";
 import { go, link, path, useCall } from "./data.js";
-import { count, short } from "./text.js";
-import { Badge, Empty, Filter, Missing, Name, Pager, Screen, Table } from "./ui.js";
+import { plain, short, whole } from "./text.js";
+import { Badge, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Screen, Table, Text } from "./ui.js";
 
 const LIMIT = 50;
 
@@ -11,6 +11,7 @@ const LIMIT = 50;
 export function Apps({ params }) {
   const { search = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps"], { search, after, limit: LIMIT }), 5);
+  const [shown, show] = useState(/** @type {any} */ (null));
   const apps = data?.apps;
   return html`<${Screen} title="Apps" lead="An app is a tenant of the server: its clients, channels and limits are separate from those of other apps.">
     <div class="fields">
@@ -24,7 +25,7 @@ export function Apps({ params }) {
       busy=${busy && !data}
       error=${error}
       again=${reload}
-      columns=${COLUMNS}
+      columns=${columns(show)}
       empty=${search
         ? html`<${Empty} title="No app matches">Search for the beginning of an id, a name or a key, or clear the search.<//>`
         : html`<${Empty} title="This server has no app">Add one with <code>push1st app add</code>, and reload the server with <code>push1st reload</code>.<//>`}
@@ -37,26 +38,56 @@ export function Apps({ params }) {
       first=${link("apps", { search })}
       next=${data?.next ? link("apps", { search, after: data.next }) : null}
     />
+    ${shown && html`<${Detail} app=${shown} close=${() => show(null)} />`}
   <//>`;
 }
 
-/** @type {import("./ui.js").Column[]} */
-const COLUMNS = [
+/** @param {(app: any) => void} show @returns {import("./ui.js").Column[]} */
+const columns = (show) => [
   { key: "id", label: "App", show: (app) => html`<${Name} of=${app.id} href=${link("channels", { app: app.id })} />` },
-  { key: "name", label: "Name", size: "m", show: (app) => html`<${Name} of=${app.name} />` },
+  { key: "name", label: "Name", size: "l", show: (app) => html`<${Name} of=${app.name} />` },
   { key: "enable", label: "State", size: "s", show: (app) => (app.enable ? html`<${Badge} kind="ok">enabled<//>` : html`<${Badge} kind="warn">disabled<//>`) },
-  { key: "key", label: "Key", size: "m", show: (app) => html`<${Name} of=${app.key} />` },
-  {
-    key: "secrets",
-    label: "Secrets",
-    size: "m",
-    show: (app) => html`<span title=${`${count(app.secrets.length, "secret")} of ${app.secrets.join(", ")} bytes`}>set, ${app.secrets.join(" + ")} bytes</span>`,
-  },
   { key: "connections", label: "Connections", size: "s", number: true, show: (app) => figure(app.connections) },
   { key: "channels", label: "Channels", size: "s", number: true, show: (app) => figure(app.channels) },
   { key: "events_in", label: "Events in", size: "s", number: true, show: (app) => figure(app.events_in) },
   { key: "messages_out", label: "Messages out", size: "s", number: true, show: (app) => figure(app.messages_out) },
+  {
+    key: "more",
+    label: "Details",
+    size: "act",
+    show: (app) => html`<button type="button" class="cell-button" aria-label=${`Show the app ${plain(app.id)}`} onClick=${() => show(app)}>Show</button>`,
+  },
 ];
+
+/** @param {{app: any, close: () => void}} props */
+function Detail({ app, close }) {
+  return html`<${Dialog}
+    title="App"
+    close=${close}
+    actions=${html`<a class="button" href=${link("channels", { app: app.id })}>Channels</a>
+      <a class="button" href=${link("connections", { app: app.id })}>Connections</a>
+      <button type="button" onClick=${close}>Close</button>`}
+  >
+    <${Facts}
+      pairs=${[
+        ["Id", html`<${Name} of=${app.id} />`],
+        ["Name", html`<${Text} of=${app.name || "–"} />`],
+        ["Key", html`<${Name} of=${app.key} />`],
+        ["Secrets", `set, ${app.secrets.join(" + ")} bytes`],
+        ["Subscriptions", figure(app.subscriptions)],
+        given(app.refusals) && ["Refusals", figure(app.refusals)],
+        app.source && ["Source", html`<${Name} of=${app.source} />`],
+        app.origins && ["Origins", html`<${Text} of=${app.origins.join(", ") || "all"} />`],
+      ]}
+    />
+    ${app.limits && html`<p class="strong">Limits</p><${Facts} pairs=${Object.entries(app.limits).map(([key, value]) => [key, html`<${Text} of=${value === null ? "none" : typeof value === "number" ? whole(value) : String(value)} />`])} />`}
+  <//>`;
+}
+
+/** @param {unknown} value */
+function given(value) {
+  return value !== null && value !== undefined;
+}
 
 /** @param {number | null} value */
 export function figure(value) {

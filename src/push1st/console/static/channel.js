@@ -3,36 +3,48 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { link, path, useCall } from "./data.js";
 import { bytes, count, duration, short } from "./text.js";
-import { Data, Empty, Facts, Kind, Missing, Name, Pager, Problem, Loading, Screen, Section, Table, Text, Time } from "./ui.js";
+import { Data, Empty, Facts, Kind, live, Loading, Missing, Name, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
 
 /** @param {{params: Record<string, string>}} props */
 export function Channel({ params }) {
-  const { app, name = "", after = "" } = params;
+  const { app, name = "", view = "now", after = "" } = params;
   const { data, error, reload } = useCall(path(["apps", app, "channels", name]), 5);
-  const title = html`<a href=${link("channels", { app })}>All channels</a>`;
-  const actions = html`<a class="button" href=${link("connections", { app, channel: name })}>Connections</a>
-    <a class="button" href=${link("inspector", { app, channel: name })}>Inspect</a>
-    <a class="button" href=${link("events", { app, channel: name })}>Publish</a>`;
-  return html`<${Screen} title="Channel" of=${name} lead=${title} actions=${actions}>
+  /** @param {string} one */
+  const to = (one) => link("channel", { app, name, view: one });
+  return html`<${Screen}
+    title="Channel"
+    of=${name}
+    lead=${html`<a href=${link("channels", { app })}>All channels</a>`}
+    actions=${html`<a class="button" href=${link("connections", { app, channel: name })}>Connections</a>
+      <a class="button" href=${link("inspector", { app, channel: name })}>Inspect</a>
+      <a class="button" href=${link("events", { app, channel: name })}>Publish</a>`}
+  >
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />
-    ${!data && !error && html`<${Loading} rows=${2} />`}
+    ${!data && !error && html`<${Loading} rows=${4} />`}
     ${data &&
     html`<div class="panel">
         <${Facts}
           pairs=${[
             ["Kind", html`<${Kind} of=${data.kind ?? "–"} />`],
-            ["Subscriptions", short(data.subscriptions ?? 0)],
-            data.users !== null && data.users !== undefined && ["Members", short(data.users)],
+            ["Subscriptions", live(short(data.subscriptions ?? 0))],
+            data.users !== null && data.users !== undefined && ["Members", live(short(data.users))],
           ]}
         />
       </div>
-      ${data.by_worker?.length > 0 && html`<${Section} title="By worker"><${Workers} rows=${data.by_worker} /><//>`}
-      ${data.members && html`<${Section} title="Members"><${Members} app=${app} members=${data.members} total=${data.users ?? 0} /><//>`}
-      ${data.cache && html`<${Section} title="Last event" lead="A cache channel sends this event to each new subscriber."><${Cached} cache=${data.cache} /><//>`}`}
-    <${History} app=${app} name=${name} after=${after} />
+      <${Tabs}
+        label="Parts of the channel"
+        now=${view}
+        tabs=${[["now", "Now", to("")], data.members && ["members", "Members", to("members")], ["history", "History", to("history")]]}
+      />
+      ${view === "history"
+        ? html`<${History} app=${app} name=${name} after=${after} />`
+        : view === "members" && data.members
+          ? html`<${Members} app=${app} members=${data.members} total=${data.users ?? 0} />`
+          : html`<${Section} title="Subscriptions by worker"><${Workers} rows=${data.by_worker ?? []} /><//>
+              ${data.cache && html`<${Section} title="Last event" lead="A cache channel sends this event to each new subscriber."><${Cached} cache=${data.cache} /><//>`}`}`}
   <//>`;
 }
 
@@ -42,6 +54,7 @@ function Workers({ rows }) {
     caption="Subscriptions by worker"
     rows=${rows}
     id=${(/** @type {any} */ row) => row.worker}
+    empty=${html`<${Empty} title="No worker has a subscriber of this channel">Subscribe a client to see it here.<//>`}
     columns=${[
       { key: "worker", label: "Worker", show: (/** @type {any} */ row) => html`<${Name} of=${row.worker} />` },
       { key: "subscriptions", label: "Subscriptions", size: "m", number: true, show: (/** @type {any} */ row) => short(row.subscriptions) },
@@ -77,10 +90,10 @@ function History({ app, name, after }) {
   const { data, error, busy, reload } = useCall(path(["apps", app, "channels", name, "history"], { after, limit: LIMIT }));
   const [open, setOpen] = useState(/** @type {string | number | null} */ (null));
   if (error?.status === 404) {
-    return html`<${Section} title="History"><${Empty} title="This channel keeps no history"><${Text} of=${error.message} /><//><//>`;
+    return html`<${Empty} title="This channel keeps no history"><${Text} of=${error.message} /><//>`;
   }
-  const items = data?.items ?? data?.events;
-  return html`<${Section} title="History" actions=${html`<button type="button" onClick=${reload}>Refresh</button>`}>
+  const items = data?.items;
+  return html`<section aria-label="History">
     <${Table}
       caption="Kept messages"
       rows=${items}
@@ -91,18 +104,18 @@ function History({ app, name, after }) {
       bones=${3}
       empty=${html`<${Empty} title="The history is empty">Messages appear here after they are published, until they expire.<//>`}
       columns=${[
-        { key: "offset", label: "Offset", size: "s", number: true },
-        { key: "at", label: "Time", size: "s", show: (/** @type {any} */ row) => html`<${Time} at=${row.at ?? row.time} />` },
+        { key: "offset", label: "Offset", size: "s" },
+        { key: "at", label: "Time", size: "s", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} />` },
         {
           key: "event",
           label: "Event",
-          show: (/** @type {any} */ row) => html`<${Name} of=${row.event ?? row.name} />`,
+          show: (/** @type {any} */ row) => html`<${Name} of=${row.event} />`,
         },
-        { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes ?? row.size ?? String(row.data ?? "").length) },
+        { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes) },
         {
           key: "data",
           label: "Data",
-          size: "s",
+          size: "act",
           show: (/** @type {any} */ row) =>
             html`<button type="button" class="cell-button" aria-expanded=${open === row.offset} onClick=${() => setOpen(open === row.offset ? null : row.offset)}>
               ${open === row.offset ? "Hide" : "Show"}
@@ -113,14 +126,16 @@ function History({ app, name, after }) {
     ${open !== null &&
     items
       ?.filter((/** @type {any} */ row) => row.offset === open)
-      .map((/** @type {any} */ row) => html`<${Data} key=${row.offset} of=${row.data} label=${`Data at offset ${row.offset}`} encoding=${row.encoding} />`)}
+      .map((/** @type {any} */ row) => html`<${Data} key=${row.offset} of=${row.data} label=${`Data at offset ${row.offset}`} encoding=${row.encoding} />
+        ${row.cut && html`<p class="note">The beginning of ${bytes(row.bytes)}.</p>`}`)}
     <${Pager}
       data=${data}
       shown=${items?.length ?? 0}
       noun=${items?.length === 1 ? "message" : "messages"}
       isFirst=${!after}
-      first=${link("channel", { app, name })}
-      next=${data?.next ? link("channel", { app, name, after: data.next }) : null}
+      first=${link("channel", { app, name, view: "history" })}
+      next=${data?.next ? link("channel", { app, name, view: "history", after: data.next }) : null}
     />
-  <//>`;
+    ${data && html`<p><button type="button" onClick=${reload}>Refresh</button></p>`}
+  </section>`;
 }

@@ -11,24 +11,24 @@ export function Cluster() {
   return html`<${Screen} title="Cluster" lead="The nodes are the workers of all machines. The broker connects them.">
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />
-    <${Section} title="Broker">
-      ${!data ? !error && html`<${Loading} rows=${2} />` : broker ? html`<${Broker} broker=${broker} away=${data.away} />` : html`<${Empty} title="There is no broker">One worker needs none. Several workers of one machine use an embedded Valkey; several machines use your own Redis or Valkey.<//>`}
+    ${!data && !error && html`<${Loading} rows=${5} />`}
+    ${data &&
+    html`<${Section} title="Broker">
+      ${broker ? html`<${Broker} broker=${broker} away=${data.away} />` : html`<${Empty} title="There is no broker">One worker needs none. Several workers of one machine use an embedded Valkey; several machines use your own Redis or Valkey.<//>`}
     <//>
     <${Section} title="Nodes">
       <${Table}
         caption="Nodes"
-        rows=${data?.nodes}
+        rows=${data.nodes}
         id=${(/** @type {any} */ row) => row.id}
-        error=${data ? null : error}
-        bones=${2}
         columns=${[
           { key: "id", label: "Node", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
-          { key: "state", label: "State", size: "l", show: state },
-          { key: "server_run_id", label: "Run of the broker", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.server_run_id} />` },
+          { key: "state", label: "State", size: "xl", show: state },
+          { key: "server_run_id", label: "Run of the server", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.server_run_id} />` },
           { key: "lease", label: "Lease", size: "m", number: true, show: (/** @type {any} */ row) => (row.lease === null || row.lease === undefined ? "–" : duration(row.lease)) },
         ]}
       />
-    <//>
+    <//>`}
   <//>`;
 }
 

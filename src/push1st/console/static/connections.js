@@ -63,7 +63,7 @@ export function Connections({ params }) {
         {
           key: "end",
           label: "Action",
-          size: "s",
+          size: "act",
           show: (/** @type {any} */ row) =>
             html`<button type="button" class="cell-button danger" aria-label=${`Terminate ${plain(row.id)}`} onClick=${() => end({ row, user: false })}>Terminate</button>`,
         },

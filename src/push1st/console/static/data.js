@@ -60,7 +60,7 @@ export const liveState = new Store(/** @type {"idle" | "connecting" | "open" | "
 
 /** @returns {Place} */
 function place() {
-  const [screen, query = ""] = location.hash.slice(1).split("?", 2);
+  const [screen, query = ""] = location.hash.replace(/^#\/?/, "").split("?", 2);
   return { screen: screen || "overview", params: Object.fromEntries(new URLSearchParams(query)) };
 }
 
@@ -73,7 +73,7 @@ addEventListener("hashchange", () => route.set(place()));
  * @param {Record<string, string | number | boolean | null | undefined>} [params]
  */
 export function link(screen, params = {}) {
-  return "#" + screen + query(params);
+  return "#/" + screen + query(params);
 }
 
 /**

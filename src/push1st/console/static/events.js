@@ -103,7 +103,7 @@ export function Events({ params }) {
           {
             key: "again",
             label: "Action",
-            size: "s",
+            size: "act",
             show: (/** @type {any} */ row) =>
               html`<button type="button" class="cell-button" aria-label=${`Use the event of ${clock(row.at)} again`} onClick=${() => put(row.form)}>Use again</button>`,
           },

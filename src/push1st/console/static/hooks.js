@@ -11,14 +11,14 @@ const LIMIT = 50;
 export function Hooks({ params }) {
   const { app, endpoint = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps", app, "hooks"]), 5);
-  const endpoints = data?.endpoints ?? data?.hooks;
+  const endpoints = data?.hooks;
   return html`<${Screen} title="Hooks" lead="The endpoints that the server notifies of events, and the hook events that it could not deliver.">
     <${Missing} data=${data} />
     <${Section} title="Endpoints">
       <${Table}
         caption="Endpoints"
         rows=${endpoints}
-        id=${(/** @type {any} */ row) => row.endpoint}
+        id=${(/** @type {any} */ row) => row.hook}
         busy=${busy && !data}
         error=${error}
         again=${reload}
@@ -27,20 +27,21 @@ export function Hooks({ params }) {
         columns=${[
           { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
           { key: "state", label: "State", size: "s", show: state },
+          { key: "sent", label: "Delivered", size: "s", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
           { key: "queued", label: "Queued", size: "s", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
           { key: "oldest", label: "Oldest", size: "s", number: true, show: (/** @type {any} */ row) => (row.oldest_seconds ? duration(row.oldest_seconds) : "–") },
           { key: "next", label: "Next try in", size: "s", number: true, show: (/** @type {any} */ row) => (row.next_try_in === null || row.next_try_in === undefined ? "–" : duration(row.next_try_in)) },
-          { key: "last", label: "Last error", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />` },
+          { key: "last", label: "Last error", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />` },
         ]}
       />
     <//>
-    <${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${endpoints ?? []} />
+    ${(data || error) && html`<${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${endpoints ?? []} />`}
   <//>`;
 }
 
 /** @param {any} row */
 function state(row) {
-  if (row.last_error) return html`<${Badge} kind="bad">failing${row.last_status ? ` (${row.last_status})` : ""}<//>`;
+  if (row.retrying) return html`<${Badge} kind="bad">retrying<//>`;
   return row.queued ? html`<${Badge} kind="warn">sending<//>` : html`<${Badge} kind="ok">idle<//>`;
 }
 
@@ -50,7 +51,8 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
   const [chosen, choose] = useState(/** @type {Set<string>} */ (new Set()));
   const [shown, show] = useState(/** @type {any} */ (null));
   const [asking, ask] = useState(false);
-  const letters = data?.letters ?? data?.dead_letters;
+  const letters = data?.letters;
+  const able = (letters ?? []).filter((/** @type {any} */ row) => row.redrivable);
   const picked = (letters ?? []).filter((/** @type {any} */ row) => chosen.has(row.id));
   /** @param {string} id */
   const toggle = (id) => {
@@ -58,24 +60,16 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     if (!next.delete(id)) next.add(id);
     choose(next);
   };
-  const all = letters?.length > 0 && picked.length === letters.length;
+  const all = able.length > 0 && picked.length === able.length;
   const redrive = async () => {
-    /** @type {Map<string, string[]>} */
-    const groups = new Map();
-    for (const row of picked) groups.set(row.endpoint, [...(groups.get(row.endpoint) ?? []), row.id]);
-    let queued = 0;
-    let refused = 0;
-    for (const [one, ids] of groups) {
-      const answer = await call("POST", path(["apps", app, "dead-letters", "redrive"]), { endpoint: one, ids });
-      queued += size(answer.queued);
-      refused += size(answer.refused);
-    }
-    notice.set(`${count(queued, "dead letter")} queued for delivery${refused ? `, ${whole(refused)} refused: already redriven, or the endpoint is gone` : ""}.`);
+    const answer = await call("POST", path(["apps", app, "dead-letters", "redrive"]), { endpoint, ids: picked.map((/** @type {any} */ row) => row.id) });
+    const reasons = Object.entries(answer.refusals ?? {}).map(([reason, n]) => `${whole(Number(n))} refused: ${reason}`);
+    notice.set([`${count(answer.queued, "dead letter")} queued for delivery`, ...reasons].join(", ") + ".");
     choose(new Set());
     reload();
   };
-  const options = [["", "all endpoints"], ...endpoints.map((one) => [one.endpoint, plain(one.endpoint)])];
-  const actions = html`<button type="button" disabled=${!letters?.length} onClick=${() => choose(all ? new Set() : new Set(letters.map((/** @type {any} */ row) => row.id)))}>
+  const options = [["", "all endpoints"], ...endpoints.map((one) => [one.hook, plain(one.endpoint)])];
+  const actions = html`<button type="button" disabled=${!able.length} onClick=${() => choose(all ? new Set() : new Set(able.map((/** @type {any} */ row) => row.id)))}>
       ${all ? "Select none" : "Select all"}
     </button>
     <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? whole(picked.length) : ""}</button>`;
@@ -90,22 +84,28 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       error=${error}
       again=${reload}
       bones=${3}
-      empty=${html`<${Empty} title="There are no dead letters">The server has delivered each hook event, or still tries to.<//>`}
+      empty=${data?.folder === false
+        ? html`<${Empty} title="The server keeps no dead letters">Set <code>hooks.folder</code> in the configuration to keep the hook events that cannot be delivered.<//>`
+        : data?.complete === false
+          ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Search on” to examine more.<//>`
+          : html`<${Empty} title="There are no dead letters">The server has delivered each hook event, or still tries to.<//>`}
       columns=${[
         {
           key: "pick",
           label: "Select",
-          size: "xs",
-          show: (/** @type {any} */ row) => html`<input type="checkbox" aria-label=${`Select the dead letter of ${date(row.at)}`} checked=${chosen.has(row.id)} onChange=${() => toggle(row.id)} />`,
+          size: "box",
+          show: (/** @type {any} */ row) =>
+            html`<input type="checkbox" aria-label=${`Select the dead letter of ${date(row.at)}`} disabled=${!row.redrivable} title=${row.why_not} checked=${chosen.has(row.id)} onChange=${() => toggle(row.id)} />`,
         },
-        { key: "at", label: "Time", size: "m", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} />` },
-        { key: "event", label: "Event", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.event ?? row.name} />` },
+        { key: "at", label: "Time", size: "l", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
+        { key: "events", label: "Events", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${names(row)} />` },
         { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
-        { key: "reason", label: "Reason", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.reason} />` },
+        { key: "reason", label: "Reason", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.reason} />` },
+        { key: "redriven", label: "Redriven", size: "s", show: (/** @type {any} */ row) => (row.redriven ? html`<${Time} at=${row.redriven.at} />` : html`<span class="faint">no</span>`) },
         {
           key: "more",
           label: "Details",
-          size: "s",
+          size: "act",
           show: (/** @type {any} */ row) => html`<button type="button" class="cell-button" aria-label=${`Show the dead letter of ${date(row.at)}`} onClick=${() => show(row)}>Show</button>`,
         },
       ]}
@@ -123,14 +123,16 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       <${Facts}
         pairs=${[
           ["Time", date(shown.at)],
-          ["Event", html`<${Name} of=${shown.event ?? shown.name} />`],
-          ["Endpoint", html`<${Text} of=${shown.endpoint} />`],
           ["Reason", html`<${Text} of=${shown.reason} />`],
-          shown.attempts !== undefined && ["Attempts", whole(shown.attempts)],
-          shown.bytes !== undefined && ["Size", bytes(shown.bytes)],
+          ["Endpoint", html`<${Text} of=${shown.endpoint} />`],
+          ["Events", `${whole(shown.event_count)}, ${bytes(shown.bytes)}`],
+          ["Machine", html`<${Text} of=${shown.machine} />`],
+          ["Redriven", shown.redriven ? html`${date(shown.redriven.at)}, <${Text} of=${shown.redriven.result} />` : "no"],
+          shown.why_not && ["Why not again", html`<${Text} of=${shown.why_not} />`],
         ]}
       />
-      ${(shown.data ?? shown.body) !== undefined && html`<${Data} of=${shown.data ?? shown.body} label="Data of the dead letter" encoding=${shown.encoding} />`}
+      <${Data} of=${shown.data} label="Data of the dead letter" encoding=${shown.encoding} />
+      ${shown.cut && html`<p class="note">The beginning of ${bytes(shown.bytes)}.</p>`}
     <//>`}
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" act=${redrive} close=${() => ask(false)}>
@@ -139,7 +141,10 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
   <//>`;
 }
 
-/** @param {any} value a count, or a list */
-function size(value) {
-  return Array.isArray(value) ? value.length : (value ?? 0);
+/** Returns the events of a dead letter in one line. @param {any} row */
+function names(row) {
+  const [first] = row.events;
+  if (!first) return "";
+  const more = row.event_count > 1 ? ` + ${row.event_count - 1}` : "";
+  return first.name + more;
 }

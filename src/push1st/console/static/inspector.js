@@ -3,7 +3,7 @@
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { go, link, liveState, useLive, useStore } from "./data.js";
 import { bytes, clock, count, date, plain, whole } from "./text.js";
-import { Check, Data, Filter, Problem, Screen, Text } from "./ui.js";
+import { Check, Data, Filter, live, Problem, Screen, Text } from "./ui.js";
 
 const MAX_ROWS = 1000;
 const ROW = 32;
@@ -70,6 +70,9 @@ export function Inspector({ params }) {
   const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
     <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
+  const before = view.first ? `, ${whole(view.first)} before them` : "";
+  const missed = lost.length ? ` · too many to show: ${lost.map(([name, n]) => `${whole(n)} × ${name}`).join(", ")}` : "";
+  const tally = count(view.rows.length, "event") + before + (paused ? ", paused" : "") + missed;
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
@@ -79,7 +82,7 @@ export function Inspector({ params }) {
       <${Check} label="With data" value=${Boolean(data)} put=${(/** @type {boolean} */ is) => put({ data: is ? "1" : "" })} />
     </div>
     <fieldset class="choices types">
-      <legend class="hidden">Events to show</legend>
+      <legend>Show only</legend>
       ${TYPES.map(
         (one) =>
           html`<${Check}
@@ -98,8 +101,7 @@ export function Inspector({ params }) {
       </aside>
     </div>
     <p class="note tally" role="status" aria-live="off">
-      ${count(view.rows.length, "event")}${view.first > 0 && `, ${whole(view.first)} before`}${paused && ", paused"}
-      ${lost.length > 0 && html` · too many to show: ${lost.map(([name, n]) => `${whole(n)} × ${name}`).join(", ")}`}
+      ${live(tally)}
     </p>
   <//>`;
 }
@@ -144,7 +146,7 @@ function Rows({ view, chosen, choose, put, idle }) {
   const start = Math.max(0, Math.floor(top / row) - SPARE);
   const shown = view.rows.slice(start, start + Math.ceil(height / row) + 2 * SPARE);
   return html`<div class="log">
-    <div class="log-head" aria-hidden="true"><span>Time</span><span>What</span><span>Channel</span><span>Event or reason</span><span>Socket</span><span class="number">Size</span></div>
+    <div class="log-head" aria-hidden="true"><span>Time</span><span>What</span><span>Channel</span><span>Event</span><span>Socket</span><span class="number">Size</span></div>
     <div class="rows" ref=${box} onScroll=${scroll} tabindex="0" role="region" aria-label="Events, the newest at the bottom">
       ${!view.rows.length && html`<p class="idle">${idle}</p>`}
       <div class="track" ref=${(/** @type {HTMLElement | null} */ one) => one && (one.style.height = `${view.rows.length * row}px`)} role="list">

@@ -103,14 +103,14 @@ function Shell() {
           })}
         </ul>
       </nav>
-      <div class="foot">
+      <footer class="foot">
         <${Theme} />
         <div class="row">
           <button type="button" class="quiet" onClick=${() => setHelp(true)}>Help <kbd aria-hidden="true">?</kbd></button>
           <button type="button" class="quiet" onClick=${signOut}>Sign out</button>
         </div>
         <${Version} />
-      </div>
+      </footer>
     </div>
     <main id="main" tabindex="-1">
       ${isMissing
@@ -257,7 +257,7 @@ function Version() {
   const { data } = useCall("version");
   const state = useStore(liveState);
   const text = { idle: "", connecting: "connecting", open: "live", waiting: "live channel is away" }[state];
-  return html`<p class="version"><span class=${`dot ${state}`}>${text}</span><span>${data ? `Push1st ${data.version}, worker ${data.worker}` : ""}</span></p>`;
+  return html`<p class="version"><span>${data ? `Push1st ${data.version}, worker ${data.worker}` : ""}</span><span class=${`dot ${state}`}>${text}</span></p>`;
 }
 
 /** The bar at the bottom: what concerns every screen, and the result of the last action. */
@@ -277,7 +277,7 @@ function Notices() {
   }, [state]);
   const lost = late && "The live channel is interrupted. The page reconnects; figures are older than usual meanwhile.";
   return html`<div class="notices" role="status">
-    ${reason && html`<p class="bad"><strong>The broker is away.</strong> The page shows this worker alone. <${Text} of=${reason} /></p>`}
+    ${reason && html`<p class="bad"><strong>The broker is away.</strong> The page shows this worker alone. Reason: <${Text} of=${reason} /></p>`}
     ${lost && html`<p class="warn">${lost}</p>`}
     ${text && html`<p class="plain"><${Text} of=${text} /></p>`}
   </div>`;

@@ -3,15 +3,22 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
 import { bytes, date, duration, plain, short } from "./text.js";
-import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Section, Since, Table, Text } from "./ui.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
 const LIMIT = 50;
 
 /** @param {{params: Record<string, string>}} props */
 export function Mqtt({ params }) {
   return html`<${Screen} title="MQTT" lead="The sessions of MQTT clients, connected or absent, and the messages that the server keeps for new subscribers.">
-    <${Sessions} params=${params} />
-    <${Retained} params=${params} />
+    <${Tabs}
+      label="Parts of MQTT"
+      now=${params.view ?? "sessions"}
+      tabs=${[
+        ["sessions", "Sessions", link("mqtt", { app: params.app })],
+        ["retained", "Retained messages", link("mqtt", { app: params.app, view: "retained" })],
+      ]}
+    />
+    ${params.view === "retained" ? html`<${Retained} params=${params} />` : html`<${Sessions} params=${params} />`}
   <//>`;
 }
 
@@ -23,7 +30,7 @@ function Sessions({ params }) {
   const rows = data?.sessions;
   /** @param {Record<string, string>} change */
   const put = (change) => go("mqtt", { ...params, after: "", ...change }, true);
-  return html`<${Section} title="Sessions">
+  return html`<section aria-label="Sessions">
     <div class="fields">
       <${Filter} label="Client id or its beginning" search wide value=${client} put=${(/** @type {string} */ text) => put({ client: text })} />
       <${Choice} label="State" value=${state} put=${(/** @type {string} */ value) => put({ state: value })} options=${[["", "all"], ["connected", "connected"], ["absent", "absent"]]} />
@@ -51,9 +58,9 @@ function Sessions({ params }) {
         { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "For", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
-        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.filter_count ?? row.filters.length) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => short(row.waiting ?? 0) },
-        { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => short(row.inflight ?? 0) },
+        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.filter_count) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => known(row.waiting) },
+        { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
     <${Pager}
@@ -72,25 +79,30 @@ function Sessions({ params }) {
           ["User", html`<${Name} of=${shown.owner} />`],
           ["State", shown.state],
           ["Since", shown.since ? date(shown.since) : "–"],
-          ["Expires", shown.expires ? date(shown.expires) : "–"],
+          ["Expires", shown.expires ? date(shown.expires) : `${duration(shown.expiry ?? 0)} after its connection`],
           ["Worker", html`<${Name} of=${shown.worker} label="none" />`],
-          ["Waiting", short(shown.waiting ?? 0)],
-          ["In flight", short(shown.inflight ?? 0)],
+          ["Waiting", known(shown.waiting)],
+          ["In flight", known(shown.inflight)],
         ]}
       />
       <p class="strong">Filters</p>
       <ul>
-        ${shown.filters.map((/** @type {any} */ one) => html`<li class="mono of-channel"><${Text} of=${typeof one === "string" ? one : one.filter} /></li>`)}
+        ${shown.filters.map((/** @type {any} */ one) => html`<li class="mono of-channel"><${Text} of=${one.filter} /> <span class="faint">QoS ${one.qos}</span></li>`)}
       </ul>
       ${!shown.filters.length && html`<p class="note">The client has subscribed to nothing.</p>`}
     <//>`}
-  <//>`;
+  </section>`;
+}
+
+/** @param {number | null | undefined} value */
+function known(value) {
+  return value === null || value === undefined ? "–" : short(value);
 }
 
 /** @param {{params: Record<string, string>}} props */
 function Retained({ params }) {
-  const { app, prefix = "", from = "" } = params;
-  const { data, error, busy, reload } = useCall(path(["apps", app, "mqtt", "retained"], { prefix, after: from, limit: LIMIT }), 10);
+  const { app, prefix = "", after = "" } = params;
+  const { data, error, busy, reload } = useCall(path(["apps", app, "mqtt", "retained"], { prefix, after, limit: LIMIT }), 10);
   const [shown, show] = useState("");
   const [ending, end] = useState("");
   const rows = data?.retained;
@@ -100,9 +112,9 @@ function Retained({ params }) {
     notice.set(`The retained message of ${topic} is deleted.`);
     reload();
   };
-  return html`<${Section} title="Retained messages">
+  return html`<section aria-label="Retained messages">
     <div class="fields">
-      <${Filter} label="Beginning of the topic" wide value=${prefix} put=${(/** @type {string} */ text) => go("mqtt", { ...params, from: "", prefix: text }, true)} />
+      <${Filter} label="Beginning of the topic" search wide value=${prefix} put=${(/** @type {string} */ text) => go("mqtt", { ...params, after: "", prefix: text }, true)} />
     </div>
     <${Table}
       caption="Retained messages"
@@ -125,13 +137,13 @@ function Retained({ params }) {
         {
           key: "data",
           label: "Data",
-          size: "s",
+          size: "act",
           show: (/** @type {any} */ row) => html`<button type="button" class="cell-button" aria-label=${`Show the data of ${plain(row.topic)}`} onClick=${() => show(row.topic)}>Show</button>`,
         },
         {
           key: "delete",
           label: "Action",
-          size: "s",
+          size: "act",
           show: (/** @type {any} */ row) =>
             html`<button type="button" class="cell-button danger" aria-label=${`Delete the retained message of ${plain(row.topic)}`} onClick=${() => end(row.topic)}>Delete</button>`,
         },
@@ -141,16 +153,16 @@ function Retained({ params }) {
       data=${data}
       shown=${rows?.length ?? 0}
       noun=${rows?.length === 1 ? "retained message" : "retained messages"}
-      isFirst=${!from}
-      first=${link("mqtt", { ...params, from: "" })}
-      next=${data?.next ? link("mqtt", { ...params, from: data.next }) : null}
+      isFirst=${!after}
+      first=${link("mqtt", { ...params, after: "" })}
+      next=${data?.next ? link("mqtt", { ...params, after: data.next }) : null}
     />
     ${shown && html`<${Message} app=${app} topic=${shown} close=${() => show("")} />`}
     ${ending &&
     html`<${Confirm} title="Delete the retained message?" verb="Delete" act=${() => remove(ending)} close=${() => end("")}>
       <p>New subscribers of <b class="mono"><${Text} of=${ending} /></b> no longer receive it. Clients that have it keep it. This cannot be undone.</p>
     <//>`}
-  <//>`;
+  </section>`;
 }
 
 /** @param {{app: string, topic: string, close: () => void}} props */
@@ -162,6 +174,6 @@ function Message({ app, topic, close }) {
     ${error && html`<${Problem} error=${error} />`}
     ${data && !row && html`<p class="note">The message is gone: it has expired or was deleted.</p>`}
     ${row && html`<${Data} of=${row.data} label="Data of the retained message" encoding=${row.encoding} />`}
-    ${row && html`<p class="note">${bytes(row.bytes)}${row.bytes > 10_240 ? ", the beginning" : ""}</p>`}
+    ${row && html`<p class="note">${bytes(row.bytes)}${row.cut ? ", of which this is the beginning" : ""}</p>`}
   <//>`;
 }

@@ -1,7 +1,7 @@
 // @ts-check
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { away, call, link, liveState, useLive, useStore } from "./data.js";
+import { away, call, link, liveState, useLive } from "./data.js";
 import { bytes, clock, count, duration, percent, rate, short, whole } from "./text.js";
 import { Badge, Empty, Loading, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
@@ -121,7 +121,6 @@ const recorder = new Recorder();
 export function Overview() {
   const [, again] = useState(0);
   const [error, fail] = useState(/** @type {any} */ (null));
-  const state = useStore(liveState);
   /** @param {any} answer */
   const take = (answer) => {
     if (answer.error) return fail(new Error(answer.error));
@@ -142,17 +141,16 @@ export function Overview() {
   const data = recorder.last;
   return html`<${Screen} title="Overview">
     ${error && !data && html`<${Problem} error=${error} />`}
-    ${data
-      ? html`<${Verdict} data=${data} />`
-      : html`<ul class="verdict"><li>Loading the state of the workers …</li></ul>`}
-    <div class="tiles" aria-live="off">
-      ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${tile} points=${recorder.points.get(tile.key) ?? []} now=${data?.at ?? 0} />`)}
-    </div>
-    <${Section} title="Workers">
-      ${data ? html`<${Workers} nodes=${data.nodes} />` : html`<${Loading} rows=${2} />`}
-    <//>
-    ${data && html`<${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>`}
-    ${data && html`<${Summary} data=${data} state=${state} />`}
+    ${!data && !error && html`<${Loading} rows=${8} />`}
+    ${data &&
+    html`<${Verdict} data=${data} />
+      <section class="tiles" aria-labelledby="figures" aria-live="off">
+        <h2 class="hidden" id="figures">Figures of ten minutes</h2>
+        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${tile} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
+      </section>
+      <${Section} title="Workers"><${Workers} nodes=${data.nodes} /><//>
+      <${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>
+      <${Summary} data=${data} />`}
   <//>`;
 }
 
@@ -165,10 +163,10 @@ function TileBox({ tile, points, now }) {
   const shown = last ? tile.show(last.v) : "–";
   const [number, unit = ""] = shown.split("\u202f");
   return html`<div class="tile">
-    <h3>${tile.label}</h3>
-    <p class="big">${number}<span class="unit">${unit}${tile.unit}</span></p>
-    <${Spark} points=${points} now=${now} most=${most} found=${found} point=${point} label=${`${tile.label}, ten minutes: at most ${tile.show(most)}${tile.unit}, now ${shown}${tile.unit}`} />
-    <p class="caption">
+    <p class="label" key="label">${tile.label}</p>
+    <p class="big" key=${`big ${shown}`}>${number}<span class="unit">${unit}${tile.unit}</span></p>
+    <${Spark} key="spark" points=${points} now=${now} most=${most} found=${found} point=${point} label=${`${tile.label}, ten minutes: at most ${tile.show(most)}${tile.unit}, now ${shown}${tile.unit}`} />
+    <p class="caption" key=${found ? `at ${found.t}` : `most ${tile.show(most)}`}>
       ${found
         ? html`<span>${clock(found.t)}</span><span>${tile.show(found.v)}${tile.unit}</span>`
         : html`<span>10 min</span><span>${points.length ? `most ${tile.show(most)}${tile.unit}` : "no figures yet"}</span>`}
@@ -214,7 +212,7 @@ function statements(data) {
   /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
   const say = (kind, key, text) => void found.push({ kind, key, text });
   for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The node <b><${Text} of=${name} /></b> has not answered.`);
-  if (data.away) say("bad", "away", html`The broker is away: <${Text} of=${data.away} /> Subscribers on other workers receive nothing.`);
+  if (data.away) say("bad", "away", "The broker is away: subscribers on other workers receive nothing until it is back.");
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${node.id} /></b>`;
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
@@ -256,7 +254,7 @@ function Verdict({ data }) {
   </ul>`;
 }
 
-/** Says the state once a minute. @param {{data: any, state: string}} props */
+/** Says the state once a minute. @param {{data: any}} props */
 function Summary({ data }) {
   const latest = useRef(data);
   latest.current = data;
@@ -297,7 +295,7 @@ const WORKERS = [
   { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => percent(recorder.workers.get(node.id)?.cpu ?? 0) },
   { key: "rss", label: "Memory", size: "s", number: true, show: (node) => (node.rss === null || node.rss === undefined ? "–" : bytes(node.rss)) },
   { key: "fds", label: "Files", size: "xs", number: true, show: (node) => (node.fds === null || node.fds === undefined ? "–" : whole(node.fds)) },
-  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => duration(node.loop_lag ?? 0) },
+  { key: "loop_lag", label: "Loop lag", size: "xs", number: true, show: (node) => duration(node.loop_lag ?? 0) },
   { key: "uptime", label: "Up", size: "s", number: true, show: (node) => duration(node.uptime ?? 0) },
 ];
 

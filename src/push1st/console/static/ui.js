@@ -43,7 +43,8 @@ export function Time({ at, day = false }) {
 /** The duration since a time. @param {{at: number | null | undefined, now?: number}} props */
 export function Since({ at, now = Date.now() / 1000 }) {
   if (at === null || at === undefined) return html`<span class="faint">–</span>`;
-  return html`<time datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${duration(Math.max(0, now - at))}</time>`;
+  const text = duration(Math.max(0, now - at));
+  return html`<time key=${text} datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${text}</time>`;
 }
 
 /** @param {{kind: "ok" | "warn" | "bad" | "plain", children?: Child}} props */
@@ -143,13 +144,23 @@ export function Missing({ data }) {
   </p>`;
 }
 
+/**
+ * Links to the parts of a screen.
+ * @param {{label: string, now: string, tabs: (readonly [string, string, string] | null | false)[]}} props tabs: key, text, address
+ */
+export function Tabs({ label, now, tabs }) {
+  return html`<nav class="tabs" aria-label=${label}>
+    ${tabs.map((tab) => tab && html`<a key=${tab[0]} href=${tab[2]} aria-current=${tab[0] === now ? "page" : undefined}>${tab[1]}</a>`)}
+  </nav>`;
+}
+
 // Tables
 
 /**
  * @typedef {object} Column
  * @property {string} key
  * @property {string} label
- * @property {string} [size] the width: "name" takes what the others leave; else "xs", "s", "m", "l" or "xl"
+ * @property {string} [size] the width: "name" takes what the others leave; else "xs", "s", "m", "l", "xl", or "act" and "box" for controls
  * @property {boolean} [number] whether the values are numbers
  * @property {(row: any) => Child} [show]
  */
@@ -184,12 +195,20 @@ export function Table({ caption, columns, rows, id, busy = false, error, again, 
             html`<tr role="row" key=${id(row)}>
               ${columns.map(
                 ({ key, label, size = "name", number, show }) =>
-                  html`<td key=${key} role="cell" data-label=${label} class=${`w-${size}${number ? " number" : ""}`}>${show ? show(row) : row[key]}</td>`,
+                  html`<td key=${key} role="cell" data-label=${size === "act" || size === "box" ? undefined : label} class=${`w-${size}${number ? " number" : ""}`}>${live(show ? show(row) : row[key])}</td>`,
               )}
             </tr>`,
         )}
       </tbody>
     </table>`;
+}
+
+/**
+ * Makes a new element for each value. A number with more digits begins further left, which is no movement of the layout.
+ * @param {Child} value
+ */
+export function live(value) {
+  return typeof value === "string" || typeof value === "number" ? html`<span key=${value}>${value}</span>` : value;
 }
 
 /**
@@ -269,6 +288,7 @@ export function Dialog({ title, close, children, actions }) {
   useLayoutEffect(() => {
     const opener = document.activeElement;
     box.current?.showModal();
+    box.current?.querySelector("h2")?.focus();
     return () => {
       if (opener instanceof HTMLElement) opener.focus();
     };
@@ -281,7 +301,7 @@ export function Dialog({ title, close, children, actions }) {
       close();
     }}
   >
-    <h2 id="dialog-title">${title}</h2>
+    <h2 id="dialog-title" tabindex="-1">${title}</h2>
     ${children}
     <div class="actions">${actions ?? html`<button type="button" onClick=${close}>Close</button>`}</div>
   </dialog>`;
