@@ -138,6 +138,8 @@ export async function call(method, path, body, signal) {
     if (method !== "GET") options.headers = { "Push1st-Console": "1", "Content-Type": "application/json" };
     if (body !== undefined) options.body = JSON.stringify(body);
     const response = await fetch("api/" + path, options);
+    const date = Date.parse(response.headers.get("Date") ?? "");
+    if (date) ahead = Math.abs(date - Date.now()) < 2000 ? 0 : (date - Date.now()) / 1000;
     const text = await response.text();
     /** @type {any} */
     let answer = null;
@@ -161,6 +163,14 @@ export async function call(method, path, body, signal) {
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** The seconds by which the server's clock is ahead of the browser's. */
+let ahead = 0;
+
+/** Returns the server's time in seconds since 1970, within a second. */
+export function serverTime() {
+  return Date.now() / 1000 + ahead;
 }
 
 /** @typedef {{data: any, error: CallError | null, busy: boolean, reload: () => void}} Loaded */

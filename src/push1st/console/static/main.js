@@ -180,7 +180,7 @@ function useKeys(setHelp, closeMenu) {
       const target = /** @type {HTMLElement} */ (event.target);
       if (event.key === "Escape") closeMenu();
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing || document.querySelector("dialog[open]")) return;
-      if (target.closest("input:not([type=checkbox]), textarea, select")) return;
+      if (target.closest("input:not([type=checkbox], [type=radio]), textarea, select")) return;
       if (chord && event.timeStamp - chord < CHORD_MS) {
         chord = 0;
         const entry = ENTRIES.find((one) => one.key === event.key);

@@ -1,7 +1,7 @@
 // @ts-check
 /** The MQTT sessions of an app, and its retained messages. */
 import { html, useState } from "./vendor/htm-preact.js";
-import { call, go, link, notice, path, useCall } from "./data.js";
+import { call, go, link, notice, path, serverTime, useCall } from "./data.js";
 import { bytes, date, duration, plain, short } from "./text.js";
 import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
@@ -133,7 +133,7 @@ function Retained({ params }) {
         { key: "topic", label: "Topic", show: (/** @type {any} */ row) => html`<${Name} of=${row.topic} />` },
         { key: "qos", label: "QoS", size: "xs", number: true },
         { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes) },
-        { key: "expires", label: "Expires in", size: "m", number: true, show: (/** @type {any} */ row) => (row.expires ? duration(Math.max(0, row.expires - Date.now() / 1000)) : html`<span class="faint">never</span>`) },
+        { key: "expires", label: "Expires in", size: "m", number: true, show: (/** @type {any} */ row) => (row.expires ? duration(Math.max(0, row.expires - serverTime())) : html`<span class="faint">never</span>`) },
         {
           key: "data",
           label: "Data",

@@ -1,6 +1,7 @@
 // @ts-check
 /** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { serverTime } from "./data.js";
 import { bytes, clock, date, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
 
 /** @typedef {import("./vendor/htm-preact.js").Child} Child */
@@ -40,10 +41,10 @@ export function Time({ at, day = false }) {
   return html`<time datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${day ? date(at) : clock(at)}</time>`;
 }
 
-/** The duration since a time. @param {{at: number | null | undefined, now?: number}} props */
-export function Since({ at, now = Date.now() / 1000 }) {
+/** The duration since a time. @param {{at: number | null | undefined}} props */
+export function Since({ at }) {
   if (at === null || at === undefined) return html`<span class="faint">–</span>`;
-  const text = duration(Math.max(0, now - at));
+  const text = duration(Math.max(0, serverTime() - at));
   return html`<time key=${text} datetime=${new Date(at * 1000).toISOString()} title=${date(at)}>${text}</time>`;
 }
 
