@@ -47,12 +47,13 @@ class Tries:
     def __init__(self) -> None:
         self._by_address: dict[str, list[float]] = {}
         self._all: deque[float] = deque(maxlen=MAX_ALL_TRIES)
+        self._forget_at = 0.0
 
     def add(self, address: str, now: float) -> tuple[float, bool]:
         """Counts a try. Returns the seconds after which the address may try again, 0 if now; and whether the try is delayed."""
         times = self._by_address.get(address)
         if times is None:
-            if len(self._by_address) >= MAX_ADDRESSES:
+            if len(self._by_address) >= MAX_ADDRESSES and now >= self._forget_at:
                 self._forget(now)
             if len(self._by_address) >= MAX_ADDRESSES:
                 return TRIES_SECONDS, False
@@ -71,6 +72,8 @@ class Tries:
         self._by_address.pop(address, None)
 
     def _forget(self, now: float) -> None:
+        """Removes the addresses without a recent try. Called at most once a second, because it visits all addresses."""
+        self._forget_at = now + 1
         self._by_address = {one: times for one, times in self._by_address.items() if now - times[-1] < TRIES_SECONDS}
 
 
@@ -81,6 +84,7 @@ class Login:
         self._password = password
         self._monotonic = monotonic
         self._tries = Tries()
+        self._limited = logs.Seldom()
         self._checks = 0
         self._threads = ThreadPoolExecutor(MAX_CHECKS, "console", _lower_priority)
 
@@ -93,7 +97,8 @@ class Login:
         address = shared_address(ip) or ip
         seconds, is_delayed = self._tries.add(address, self._monotonic())
         if seconds:
-            log.warning("console sign-in refused", ip=ip, reason="too many tries")
+            if times := self._limited.times(self._monotonic()):
+                log.warning("console sign-in refused", ip=ip, reason="too many tries", refused=times)
             wait = math.ceil(seconds)
             return error(429, f"too many tries to sign in: wait {wait} s, and try again", _retry_after(wait))
         if is_delayed:

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+import structlog
 
 from push1st.console import login
 from push1st.console.login import MAX_ALL_TRIES, MAX_TRIES, TRIES_SECONDS, Login, Tries
@@ -100,6 +101,14 @@ async def test_sixth_try_of_a_minute_is_rejected_with_retry_after(door, password
     assert answer.status == 429
     assert answer.headers == b"Retry-After: 60\r\n"
     assert password.begun == MAX_TRIES, "the password of a rejected try is not checked"
+
+
+async def test_many_rejected_tries_have_one_line_in_the_log(door):
+    with structlog.testing.capture_logs() as logged:
+        for _ in range(100):
+            await door.check(body("hunter2"), "1.2.3.4")
+    assert [line["reason"] for line in logged] == ["wrong password"] * MAX_TRIES + ["too many tries"]
+    assert "hunter2" not in str(logged)
 
 
 async def test_addresses_of_an_ipv6_network_are_one_address(door):
