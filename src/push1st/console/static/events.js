@@ -2,7 +2,7 @@
 /** The event creator: publishes an event like a backend, and keeps the last twenty in memory. */
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
 import { call, link, path } from "./data.js";
-import { bytes, clock, count } from "./text.js";
+import { bytes, clock } from "./text.js";
 import { Badge, Choice, Empty, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const MAX_KEPT = 20;
@@ -31,7 +31,7 @@ export function Events({ params }) {
   const problem = useJson(form.data);
   /** @param {Partial<Draft>} change */
   const put = (change) => {
-    draft = { ...form, ...change };
+    draft = { ...draft, ...change };
     set(draft);
   };
   /** @param {Event} event */
@@ -40,6 +40,7 @@ export function Events({ params }) {
     if (busy) return;
     work(true);
     fail(null);
+    const form = draft;
     const target = form.to === "user" ? { user: form.target } : { channel: form.target };
     const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: new Blob([form.data]).size, result: "published", kind: "ok" };
     try {
@@ -109,7 +110,6 @@ export function Events({ params }) {
           },
         ]}
       />
-      ${sent.length > 0 && html`<p class="note">${count(sent.length, "event")}</p>`}
     <//>
   <//>`;
 }

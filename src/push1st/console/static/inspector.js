@@ -2,7 +2,7 @@
 /** The inspector: what happens in an app, live. The workers report only while somebody watches. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { go, link, liveState, useLive, useStore } from "./data.js";
-import { bytes, clock, count, date, plain, whole } from "./text.js";
+import { bytes, clock, count, date, duration, plain, whole } from "./text.js";
 import { Check, Data, Filter, live, Problem, Screen, Text } from "./ui.js";
 
 const MAX_ROWS = 1000;
@@ -174,7 +174,7 @@ function Rows({ view, chosen, choose, put, idle }) {
 
 /** @param {any} row */
 function summary(row) {
-  const text = row.event || row.reason || (row.code ? String(row.code) : "") || (row.ms !== undefined && row.ms !== null ? `${row.ms} ms` : "");
+  const text = row.reason || row.event || row.endpoint || (row.code ? `code ${row.code}` : "");
   return text ? html`<span class="name" title=${plain(String(text))}><${Text} of=${text} /></span>` : "";
 }
 
@@ -196,12 +196,13 @@ function Detail({ app, row, put }) {
             : key === "size"
               ? bytes(value)
               : key === "ms"
-                ? `${value} ms`
+                ? duration(value / 1000)
                 : html`<${Text} of=${value} />`
         }</dd></div>`;
       })}
     </dl>
     ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
+    ${row.link && html`<p class="note">The page of errors has a row on this message: <code>docs/errors.md</code></p>`}
     ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
 }
 
@@ -212,8 +213,12 @@ const FIELDS = [
   ["socket", "Socket id"],
   ["user", "User"],
   ["ip", "Address"],
+  ["protocol", "Protocol"],
   ["code", "Code"],
   ["reason", "Reason"],
+  ["endpoint", "Endpoint"],
+  ["attempt", "Attempt"],
+  ["events", "Events"],
   ["size", "Size"],
   ["ms", "Duration"],
   ["worker", "Worker"],

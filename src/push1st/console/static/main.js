@@ -1,6 +1,6 @@
 // @ts-check
 /** The frame of the page: sign-in, navigation, keyboard, theme, help, and the notice bar. */
-import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useState } from "./vendor/htm-preact.js";
 import { away, checkSession, go, link, liveState, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
 import { plain } from "./text.js";
 import { Dialog, Loading, Problem, Screen, Text } from "./ui.js";
@@ -77,7 +77,7 @@ function Shell() {
   const entry = ENTRIES.find((one) => one.screen === screen || one.also?.includes(screen));
   useKeys(setHelp, () => setOpen(false));
   useEffect(() => setOpen(false), [screen]);
-  useFocus(screen);
+  useLayoutEffect(() => scrollTo(0, 0), [screen]);
   const isMissing = entry?.app && !params.app && !chosen;
   return html`<a class="skip" href="#main" onClick=${skip}>Skip to the contents</a>
     <header class="bar">
@@ -154,17 +154,6 @@ function Body({ screen, params }) {
   if (failed) return html`<${Screen} title="Not loaded"><${Problem} error=${failed} again=${() => location.reload()} /><//>`;
   const Found = loaded[screen];
   return Found ? html`<${Found} params=${params} />` : html`<${Loading} rows=${8} />`;
-}
-
-/** Moves the focus to the heading of a new screen. @param {string} screen */
-function useFocus(screen) {
-  const before = useRef(screen);
-  useLayoutEffect(() => {
-    if (before.current === screen) return;
-    before.current = screen;
-    scrollTo(0, 0);
-    requestAnimationFrame(() => /** @type {HTMLElement | null} */ (document.querySelector("main h1"))?.focus());
-  }, [screen]);
 }
 
 /**

@@ -83,17 +83,25 @@ export function Facts({ pairs }) {
 
 // Screens
 
+/** Whether no screen was shown yet. Each further screen takes the focus, so that a screen reader says its heading. */
+let isFirst = true;
+
 /**
  * A screen: its heading, a sentence about it, and its contents.
  * @param {{title: string, of?: string, lead?: Child, actions?: Child, children?: Child}} props
  */
 export function Screen({ title, of, lead, actions, children }) {
+  const heading = useRef(/** @type {HTMLElement | null} */ (null));
+  useLayoutEffect(() => {
+    if (!isFirst) heading.current?.focus({ preventScroll: true });
+    isFirst = false;
+  }, []);
   useLayoutEffect(() => {
     document.title = `${of ? plain(of) + " · " : ""}${title} · Push1st`;
   }, [title, of]);
   return html`<header class="head">
       <div class="titles">
-        <h1 tabindex="-1">${title}${of && html` <span class="of name" title=${plain(of)}><${Text} of=${of} /></span>`}</h1>
+        <h1 tabindex="-1" ref=${heading}>${title}${of && html` <span class="of name" title=${plain(of)}><${Text} of=${of} /></span>`}</h1>
         ${lead && html`<p class="lead">${lead}</p>`}
       </div>
       ${actions && html`<div class="actions">${actions}</div>`}
@@ -287,12 +295,10 @@ export function Check({ label, value, put }) {
 export function Dialog({ title, close, children, actions }) {
   const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
   useLayoutEffect(() => {
-    const opener = document.activeElement;
-    box.current?.showModal();
-    box.current?.querySelector("h2")?.focus();
-    return () => {
-      if (opener instanceof HTMLElement) opener.focus();
-    };
+    const dialog = box.current;
+    dialog?.showModal();
+    dialog?.querySelector("h2")?.focus();
+    return () => dialog?.close(); // gives the focus back
   }, []);
   return html`<dialog
     ref=${box}
