@@ -2,8 +2,8 @@
 /** One channel: its subscriptions, members, last event, workers and history. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { link, path, useCall } from "./data.js";
-import { bytes, count, duration, short } from "./text.js";
-import { Data, Empty, Facts, Kind, live, Loading, Missing, Name, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
+import { bytes, count, duration, short, whole } from "./text.js";
+import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
 
@@ -88,12 +88,13 @@ function Cached({ cache }) {
 /** @param {{app: string, name: string, after: string}} props */
 function History({ app, name, after }) {
   const { data, error, busy, reload } = useCall(path(["apps", app, "channels", name, "history"], { after, limit: LIMIT }));
-  const [open, setOpen] = useState(/** @type {string | number | null} */ (null));
+  const [shown, show] = useState(/** @type {any} */ (null));
   if (error?.status === 404) {
     return html`<${Empty} title="This channel keeps no history"><${Text} of=${error.message} /><//>`;
   }
   const items = data?.items;
   return html`<section aria-label="History">
+    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.</p><button type="button" onClick=${reload}>Refresh</button></div>
     <${Table}
       caption="Kept messages"
       rows=${items}
@@ -105,7 +106,7 @@ function History({ app, name, after }) {
       empty=${html`<${Empty} title="The history is empty">Messages appear here after they are published, until they expire.<//>`}
       columns=${[
         { key: "offset", label: "Offset", size: "s" },
-        { key: "at", label: "Time", size: "s", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} />` },
+        { key: "at", label: "Time", size: "l", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
         {
           key: "event",
           label: "Event",
@@ -117,17 +118,24 @@ function History({ app, name, after }) {
           label: "Data",
           size: "act",
           show: (/** @type {any} */ row) =>
-            html`<button type="button" class="cell-button" aria-expanded=${open === row.offset} onClick=${() => setOpen(open === row.offset ? null : row.offset)}>
-              ${open === row.offset ? "Hide" : "Show"}
-            </button>`,
+            html`<button type="button" class="cell-button" aria-label=${`Show the data at offset ${row.offset}`} onClick=${() => show(row)}>Show</button>`,
         },
       ]}
     />
-    ${open !== null &&
-    items
-      ?.filter((/** @type {any} */ row) => row.offset === open)
-      .map((/** @type {any} */ row) => html`<${Data} key=${row.offset} of=${row.data} label=${`Data at offset ${row.offset}`} encoding=${row.encoding} />
-        ${row.cut && html`<p class="note">The beginning of ${bytes(row.bytes)}.</p>`}`)}
+    ${shown &&
+    html`<${Dialog} title="Kept message" close=${() => show(null)}>
+      <${Facts}
+        pairs=${[
+          ["Event", html`<${Name} of=${shown.event} />`],
+          ["Time", html`<${Time} at=${shown.at} day />`],
+          ["Offset", whole(shown.offset)],
+          ["Size", bytes(shown.bytes)],
+          shown.socket_id && ["Sender", html`<${Name} of=${shown.socket_id} />`],
+        ]}
+      />
+      <${Data} of=${shown.data} label="Data of the message" encoding=${shown.encoding} />
+      ${shown.cut && html`<p class="note">The beginning of ${bytes(shown.bytes)}.</p>`}
+    <//>`}
     <${Pager}
       data=${data}
       shown=${items?.length ?? 0}
@@ -136,6 +144,5 @@ function History({ app, name, after }) {
       first=${link("channel", { app, name, view: "history" })}
       next=${data?.next ? link("channel", { app, name, view: "history", after: data.next }) : null}
     />
-    ${data && html`<p><button type="button" onClick=${reload}>Refresh</button></p>`}
   </section>`;
 }

@@ -177,6 +177,7 @@ export function serverTime() {
 
 /**
  * Loads an answer, and loads it again when its path changes, and every `every` seconds while the page is visible.
+ * A search that examined as much as it may is not repeated.
  * The former answer stays until the next one has arrived.
  * @param {string | null} path null loads nothing
  * @param {number} [every]
@@ -185,6 +186,8 @@ export function serverTime() {
 export function useCall(path, every = 0) {
   const [state, set] = useState(/** @type {{path: string | null, data: any, error: CallError | null, busy: boolean}} */ ({ path, data: null, error: null, busy: path !== null }));
   const [turn, again] = useState(0);
+  const latest = useRef(state);
+  latest.current = state;
   useEffect(() => {
     if (path === null) return undefined;
     const aborter = new AbortController();
@@ -197,7 +200,10 @@ export function useCall(path, every = 0) {
   }, [path, turn]);
   useEffect(() => {
     if (!every) return undefined;
-    const timer = setInterval(() => document.hidden || again((n) => n + 1), every * 1000);
+    const timer = setInterval(() => {
+      const { busy, data } = latest.current;
+      if (!document.hidden && !busy && data?.complete !== false) again((n) => n + 1);
+    }, every * 1000);
     return () => clearInterval(timer);
   }, [every]);
   const isOther = path !== state.path && resource(path) !== resource(state.path);
