@@ -19,8 +19,9 @@ from push1st.core.filters import FilterRights, rights_of
 from push1st.core.node import Node
 from push1st.core.session import Session
 from push1st.eager import resolve
-from push1st.hooks import Decision, Status
+from push1st.hooks import Decision, HookOperations, Status
 from push1st.hooks.events import Question
+from push1st.hooks.operations import Operations
 from push1st.limits import Limits
 from push1st.messages import DEFAULT_OPTIONS, HookEvent, Options, Published, Subscribe, Unsubscribe
 from push1st.metrics import Metrics
@@ -54,6 +55,7 @@ class Hooks:
         self.decision = Decision()
         self.queues: dict[str, int] = {}
         self.waits: asyncio.Future[None] | None = None
+        self.operations: HookOperations = Operations(None, lambda _: (), lambda *_: None)
 
     def on_event(self, event: HookEvent) -> None:
         self.hook_events.append(event)

@@ -11,6 +11,7 @@ from push1st.console.assets import Assets
 from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import ConsoleContext, ConsolePart
 from push1st.console.guard import Guard
+from push1st.console.hooks import HookList
 from push1st.console.live import Live
 from push1st.console.login import Login
 from push1st.console.passwords import stored
@@ -21,7 +22,7 @@ from push1st.console.wire import ConsoleWire
 from push1st.core.node import Node
 from push1st.transports.context import EdgeContext
 
-PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version,)
+PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList)
 
 
 class Console:

@@ -9,13 +9,14 @@ These modules depend on no nodes, sessions or client transports; the node calls 
 module in this package with a `HookTransport`, and a line in `TRANSPORTS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import msgspec
 
 from push1st.errors import Refused
 from push1st.hooks.events import Question
+from push1st.hooks.letters import LetterPage
 from push1st.messages import HookEvent
 
 TRANSPORTS = {
@@ -33,12 +34,14 @@ class NotDelivered(Exception):
 
     kind: the kind of failure, as a label for metrics.
     text: the reason in words for people, without secrets.
+    status: the HTTP status of the answer; None without an answer.
     """
 
-    def __init__(self, kind: str, text: str) -> None:
+    def __init__(self, kind: str, text: str, status: int | None = None) -> None:
         super().__init__(kind, text)
         self.kind = kind
         self.text = text
+        self.status = status
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -111,6 +114,9 @@ class Hooks(Protocol):
     def oldest(self) -> dict[str, float]:
         """Returns the age of the oldest queued event of each app, in seconds; 0 if no event is queued."""
 
+    @property
+    def operations(self) -> "HookOperations": ...
+
 
 class Status(msgspec.Struct, frozen=True):
     """The state of an endpoint, as `GET /apps/{app}/hooks` shows it.
@@ -130,6 +136,52 @@ class Status(msgspec.Struct, frozen=True):
     retrying: int
     last_error: str | None
     last_error_at: int | None
+
+
+class HookDetails(msgspec.Struct, frozen=True):
+    """The state of an endpoint for operators.
+
+    hook: the fingerprint of the endpoint.
+    oldest: the age of the oldest queued event in seconds; None without queued events.
+    next_try: the seconds until the next retry of a failed delivery; None if no delivery waits for a retry.
+    last_status: the HTTP status of the most recent failed delivery; None without an answer.
+    """
+
+    hook: str
+    status: Status
+    oldest: float | None
+    next_try: float | None
+    last_status: int | None
+
+
+class HookOperations(Protocol):
+    """The interface through which operators see hooks, and deliver dead letters again."""
+
+    @property
+    def folder(self) -> str:
+        """A word for the folder with the dead letters, which all workers of a machine share; "" without a folder."""
+
+    def details(self, app: str) -> "list[HookDetails]":
+        """Returns the states of an app's endpoints, in the order of the app's configuration."""
+
+    async def letters(self, app: str, hook: str, after: str, limit: int) -> LetterPage:
+        """Returns the newest dead letters of an app (see `DeadLetters.page`). hook: only those of an endpoint; "": all.
+
+        Raises OSError if the folder cannot be read, and ValueError if `after` is not a cursor.
+        """
+
+    async def redrive(self, app: str, hook: str, ids: Sequence[str]) -> "Redrive":
+        """Queues dead letters again, after the events that wait, in the order of the file.
+
+        hook: only those of an endpoint; "": all. Raises OSError if the folder cannot be written; then nothing is queued.
+        """
+
+
+class Redrive(msgspec.Struct, frozen=True):
+    """The result of `HookOperations.redrive`: the number of queued letters, and of the others by the reason."""
+
+    queued: int
+    refused: dict[str, int]
 
 
 def shown(url: str) -> str:

@@ -5,7 +5,6 @@ data that its endpoints get, so the dispatcher sends no queries to the broker.
 """
 
 import asyncio
-import hashlib
 import importlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
 from push1st.hooks.endpoint import HookEndpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
+from push1st.hooks.operations import Operations
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
 from push1st.messages import HookEvent, HookEventKind
@@ -94,6 +94,7 @@ class HookDispatcher:
         self._timings = timings
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
+        self.operations = Operations(self._store, self._of, self.add_dead_letter)
         self._authorizer = Authorizer(apps, folder, clock, decisions, open_transport)
         self.decide = self._authorizer.decide
         self._debounce = Debounce()
@@ -167,7 +168,7 @@ class HookDispatcher:
 
     def _load_saved(self, store: Store, report: Callable[[HookEvent], None]) -> None:
         """Queues saved events again. If the configuration has no endpoint for an event, the event becomes a dead letter."""
-        known = {fingerprint(one.wanted): one for one in self._all()}
+        known = {one.hook: one for one in self._all()}
         count = gone = 0
         try:
             for line in store.saved():
@@ -178,7 +179,7 @@ class HookDispatcher:
                 elif endpoint is None:
                     gone += 1
                     self.events["endpoint-gone"] += len(line.events)
-                    self.add_dead_letter("", line.endpoint, "endpoint-gone", [bytes(event) for event in line.events])
+                    self.add_dead_letter(line.app, line.endpoint, "endpoint-gone", list(map(bytes, line.events)), line.endpoint)
                 elif line.id:
                     delivery = Delivery(line.channels, [bytes(event) for event in line.events])
                     delivery.id, delivery.body = line.id, line.body.encode()
@@ -227,10 +228,15 @@ class HookDispatcher:
                 event = event or ENCODERS[format](hook_event)
                 one.put(hook_event.channel, event, source)
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
         """Writes lost events to the folder, if the configuration has a folder. Counts the events that the store rejects."""
-        if self._store is not None and not self._store.add_dead_letter(app, endpoint, reason, events):
-            self.events["unburied"] += len(events)
+        if self._store is not None:
+            unwritten = self._store.add_dead_letter(app, endpoint, reason, events, hook)
+            if unwritten:
+                self.events["unburied"] += unwritten
+
+    def _of(self, app: str) -> Sequence[HookEndpoint]:
+        return self._endpoints.get(app, ())
 
     def status(self, app: str) -> list[Status]:
         """Returns the states of an app's endpoints, in the order of the app's configuration."""
@@ -266,6 +272,7 @@ class HookDispatcher:
         for timer in (self._release_at, self._load_at, *self._retired.values()):
             if timer is not None:
                 timer.cancel()
+        await self.operations.close()
         held = self._debounce.held()
         if self._store is None:
             for hook_event in held:
@@ -313,13 +320,12 @@ class HookDispatcher:
 
     def _rest(self, endpoints: Iterable[HookEndpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
         for one in endpoints:
-            name = fingerprint(one.wanted)
+            name, app = one.hook, one.wanted.target.app
             for delivery in one.queue.tried():
-                yield Saved(
-                    name, delivery.channels, tuple(map(msgspec.Raw, delivery.events)), delivery.id, delivery.body.decode()
-                )
+                events = tuple(map(msgspec.Raw, delivery.events))
+                yield Saved(name, delivery.channels, events, delivery.id, delivery.body.decode(), app=app)
             for channel, event, source in one.queue.untried():
-                yield Saved(name, (channel,), (msgspec.Raw(event),), source=source)
+                yield Saved(name, (channel,), (msgspec.Raw(event),), source=source, app=app)
         for hook_event in held:
             yield Saved(held=hook_event)
 
@@ -328,9 +334,3 @@ def _settings(wanted: Wanted) -> tuple[object, ...]:
     """Returns the settings of an endpoint's queue and deliveries, without the secret and the settings that only select events."""
     target = msgspec.structs.replace(wanted.target, secret="signed" if wanted.target.secret else "")
     return target, wanted.format, wanted.batch, wanted.concurrency
-
-
-def fingerprint(wanted: Wanted) -> str:
-    """Returns a hash of an endpoint. Saved events contain this hash in place of the URL, which may contain a password."""
-    target = wanted.target
-    return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]

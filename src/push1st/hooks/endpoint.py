@@ -13,9 +13,9 @@ from typing import Protocol
 from push1st import logs
 from push1st.clock import Clock
 from push1st.eager import spawn
-from push1st.hooks import HookTransport, NotDelivered, OpenTransport, Status, shown
-from push1st.hooks.formats import Wanted, body
-from push1st.hooks.queue import Delivery, Queue
+from push1st.hooks import HookDetails, HookTransport, NotDelivered, OpenTransport, Status, shown
+from push1st.hooks.formats import Wanted, body, fingerprint
+from push1st.hooks.queue import OVERHEAD, Delivery, Queue
 from push1st.messages import HookEvent
 from push1st.metrics import Histogram
 
@@ -42,7 +42,7 @@ class HookContext(Protocol):
     @property
     def seconds(self) -> Histogram: ...
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> None:
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
         """Writes lost events to the folder of dead letters, if the configuration has a folder."""
 
 
@@ -52,7 +52,10 @@ class HookEndpoint:
     def __init__(self, wanted: Wanted, context: HookContext, max_events: int, max_bytes: int) -> None:
         self.wanted = wanted
         self.name = shown(wanted.target.url)
+        self.hook = fingerprint(wanted)
         self.queue = Queue(wanted.concurrency, wanted.batch, max_events, max_bytes)
+        self._max_events = max_events
+        self._max_bytes = max_bytes
         self._context = context
         self._transport: HookTransport | None = None
         self._replaced: dict[HookTransport, asyncio.TimerHandle] = {}
@@ -68,6 +71,7 @@ class HookEndpoint:
         self._failing = False
         self._last_error: str | None = None
         self._last_error_at: int | None = None
+        self._last_status: int | None = None
         self._lost: Counter[str] = Counter()
         self._lost_logged_at = -LOG_SECONDS
 
@@ -88,6 +92,11 @@ class HookEndpoint:
             return
         self._context.events["queued"] += 1
         self.wake()
+
+    def has_room(self, count: int, size: int) -> bool:
+        """Returns whether half of the queue still has room for `count` events with `size` bytes, or no event is queued."""
+        queue, size = self.queue, size + OVERHEAD * count
+        return queue.idle or (2 * (queue.events + count) <= self._max_events and 2 * (queue.bytes + size) <= self._max_bytes)
 
     def wake(self) -> None:
         """Begins all deliveries that the queue allows, in the next turn of the event loop."""
@@ -133,7 +142,7 @@ class HookEndpoint:
             finally:
                 context.seconds.observe(context.clock.monotonic() - started)
         except NotDelivered as exc:
-            self._fail(delivery, exc.kind, exc.text)
+            self._fail(delivery, exc.kind, exc.text, exc.status)
         except Exception as exc:  # the delivery must not be lost because of a defect of the server
             log.exception("internal error", where="hooks", endpoint=self.name)
             self._fail(delivery, "internal-error", type(exc).__name__)
@@ -146,8 +155,9 @@ class HookEndpoint:
                 self._failing = False
                 log.info("hook endpoint accepts events again", app=wanted.target.app, endpoint=self.name)
 
-    def _fail(self, delivery: Delivery, kind: str, text: str) -> None:
+    def _fail(self, delivery: Delivery, kind: str, text: str, status: int | None = None) -> None:
         context = self._context
+        self._last_status = status
         context.attempts[kind] += 1
         self._last_error, self._last_error_at = text, context.clock.wall() // 1_000_000_000
         if not self._failing:
@@ -165,7 +175,7 @@ class HookEndpoint:
         context.events[reason] += len(events)
         self._failed += len(events)
         self._lost[reason] += len(events)
-        context.add_dead_letter(app, self.name, reason, events)
+        context.add_dead_letter(app, self.name, reason, events, self.hook)
         now = context.clock.monotonic()
         if now - self._lost_logged_at >= LOG_SECONDS:
             self._lost_logged_at = now
@@ -185,6 +195,16 @@ class HookEndpoint:
             retrying=self.queue.retrying,
             last_error=self._last_error,
             last_error_at=self._last_error_at,
+        )
+
+    def details(self) -> HookDetails:
+        now, oldest, retry = self._context.clock.monotonic(), self.queue.oldest, self.queue.next_retry
+        return HookDetails(
+            self.hook,
+            self.status(),
+            None if oldest is None else max(0.0, now - oldest),
+            None if retry is None else max(0.0, retry - now),
+            self._last_status,
         )
 
     def configure(self, wanted: Wanted) -> None:

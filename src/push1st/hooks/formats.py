@@ -4,6 +4,7 @@ This module is pure. The module encodes an event once for all endpoints of the s
 contains the names of Pusher's events; the Push1st API, section 8, contains the names of Push1st's triggers.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -110,6 +111,12 @@ def _wanted(app: AppConfig, webhook: Webhook, folder: str, signed: bool) -> Want
 
 def target(app: AppConfig, one: Webhook | Authorize, folder: str, processes: int, signed: bool = True) -> Target:
     return Target(app.id, one.url, app.key, app.secret if signed else "", one.headers, one.timeout, processes, folder)
+
+
+def fingerprint(wanted: Wanted) -> str:
+    """Returns a hash of an endpoint. Saved events and dead letters contain this hash, since the URL may contain a password."""
+    target = wanted.target
+    return hashlib.sha256(f"{target.app}\n{target.url}\n{wanted.format}".encode()).hexdigest()[:32]
 
 
 def matcher(filters: Sequence[str]) -> Callable[[str], object]:

@@ -154,6 +154,11 @@ class Queue:
         heads = (self._waiting[channel] for channel in islice(self._ready, MAX_EXAMINED))
         return min((*tried, *(entry.at for waiting in heads for entry in islice(waiting, 1))), default=None)
 
+    @property
+    def next_retry(self) -> float | None:
+        """When the next failed delivery is retried, in seconds; None if none waits."""
+        return self._retries[0][0] if self._retries else None
+
     def put(self, channel: str, event: bytes, source: str = "", now: float = 0.0) -> bool:
         """Queues an event; returns whether the event is queued. To make room, the queue may drop other events (see `dropped`).
 

@@ -1,11 +1,12 @@
 """The folder of hook events: it contains dead letters, and queued events that a stopping process saves for the next process.
 
-A dead letter is a line with lost events. Administrators can inspect it; the server never reads it. Events contain users' data, so
-only the operating system's user that runs the server can read the files.
+A dead letter is a line with lost events (`deadletters`). Administrators can inspect it, and the console reads it and delivers it
+again. Events contain users' data, so only the operating system's user that runs the server can read the files.
 The folder may be read-only, full or unreachable for a while. A failed write leaves no incomplete file, and the caller retries.
 A process uses a file only while it holds the file's lock.
 
-A thread writes dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on disk.
+Threads read and write dead letters, so that a slow disk does not stop the event loop. Dead letters have limits in memory and on
+disk.
 """
 
 import asyncio
@@ -13,22 +14,25 @@ import fcntl
 import os
 import re
 import secrets
+import socket
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from push1st import logs
+from push1st.hooks.deadletters import DeadLetters, Resolve, private
+from push1st.hooks.letters import Dead, Letter, LetterPage
 from push1st.messages import HookEvent
 
-DEAD_LETTERS = "dead-letters.jsonl"
-MAX_DEAD_BYTES = 64 << 20
-"""the maximum number of bytes in the file of dead letters; a larger file is renamed to `.1`, which replaces the previous `.1`"""
 MAX_PENDING = 10_000
 """the maximum number of dead letters that wait to be written"""
+MAX_LETTER_EVENTS = 100
+MAX_LETTER_BYTES = 256 << 10
+"""the maximum number of events in a dead letter, and the number of their bytes above which they are divided"""
 RETRY_SECONDS = 5.0
 """the time between two attempts to write dead letters"""
 SAVED = re.compile(r"(?:\.|\.taken-\d+-)?(saved-\d+-[0-9a-f]+\.jsonl)")
@@ -44,6 +48,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     id, body: the id and the body of a delivery.
     held: a leaving edge that the process held (see `debounce`).
     source: the source of an event (see `queue`).
+    app: the id of the app of the endpoint.
     Raises ValueError if the line contains neither a delivery nor an event nor an edge.
     """
 
@@ -54,20 +59,11 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     body: str = ""
     held: HookEvent | None = None
     source: str = ""
+    app: str = ""
 
     def __post_init__(self) -> None:
         if self.held is None and not (self.endpoint and self.channels and self.events):
             raise ValueError("an event needs its endpoint and channels")
-
-
-class Dead(msgspec.Struct, frozen=True):
-    """A dead letter."""
-
-    at: float
-    app: str
-    endpoint: str
-    reason: str
-    events: tuple[msgspec.Raw, ...]
 
 
 class Store:
@@ -78,6 +74,7 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
+        self._letters = DeadLetters(self._folder)
         self._pending: list[bytes] = []
         """dead letters that are not written yet; the thread is writing the first `_writing_count` of these letters"""
         self._writing: asyncio.Future[None] | None = None
@@ -98,7 +95,7 @@ class Store:
         temporary = self._folder / f".{name}"
         count = 0
         try:
-            with open(temporary, "wb", opener=_private) as file:
+            with open(temporary, "wb", opener=private) as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 for line in chain((first,), lines):
                     file.write(msgspec.json.encode(line) + b"\n")
@@ -150,20 +147,40 @@ class Store:
 
     # Dead letters
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes]) -> bool:
-        """Writes a dead letter in a thread; returns False if too many dead letters already wait."""
-        if len(self._pending) >= MAX_PENDING:
-            return False
-        letter = Dead(time.time(), app, endpoint, reason, tuple(map(msgspec.Raw, events)))
-        self._pending.append(msgspec.json.encode(letter) + b"\n")
-        if self._writing is None and self._retry_at is None:
+    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> int:
+        """Writes dead letters in a thread. Returns the number of events that are not written, because too many letters wait.
+
+        hook: the fingerprint of the endpoint.
+        """
+        left = list(events)
+        while left and len(self._pending) < MAX_PENDING:
+            some = _first_of(left)
+            left = left[len(some) :]
+            # Without line breaks, which JSON permits between tokens, a letter is one line.
+            raw = tuple([msgspec.Raw(event.replace(b"\n", b" ").replace(b"\r", b" ")) for event in some])
+            self._pending.append(msgspec.json.encode(Dead(time.time(), app, endpoint, reason, raw, hook)) + b"\n")
+        if self._pending and self._writing is None and self._retry_at is None:
             self._begin()
-        return True
+        return len(left)
+
+    async def letters(self, resolve: Resolve, after: str, limit: int) -> LetterPage:
+        """See `DeadLetters.page`."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._letters.page, resolve, after, limit)
+
+    async def claim(self, ids: Sequence[str], resolve: Resolve) -> tuple[list[Letter], Counter[str]]:
+        """See `DeadLetters.claim`."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._letters.claim, ids, resolve, time.time())
+
+    @property
+    def place(self) -> str:
+        """A word for the folder, which all processes on a machine with this folder share."""
+        found = self._folder.stat()
+        return f"{socket.gethostname()}/{found.st_dev:x}/{found.st_ino:x}"
 
     def _begin(self) -> None:
         self._retry_at = None
         self._writing_count = len(self._pending)
-        self._writing = asyncio.get_running_loop().run_in_executor(None, self._write, b"".join(self._pending))
+        self._writing = asyncio.get_running_loop().run_in_executor(None, self._letters.append, b"".join(self._pending))
         self._writing.add_done_callback(self._written)
 
     def _written(self, done: asyncio.Future[None]) -> None:
@@ -181,24 +198,6 @@ class Store:
         if self._pending:
             self._begin()
 
-    def _write(self, lines: bytes) -> None:
-        """Appends all lines to the file of dead letters, or appends no line at all."""
-        path = self._folder / DEAD_LETTERS
-        with open(path, "ab", buffering=0, opener=_private) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            size = file.seek(0, os.SEEK_END)
-            left = memoryview(lines)
-            try:
-                while left:
-                    left = left[file.write(left) :]
-            except OSError:
-                with suppress(OSError):
-                    file.truncate(size)
-                raise
-            if size + len(lines) > MAX_DEAD_BYTES:
-                with suppress(OSError):  # the next write tries to rename the file again
-                    path.replace(path.with_suffix(".jsonl.1"))
-
     async def close(self) -> int:
         """Writes the dead letters that still wait; returns the number of dead letters that cannot be written and are lost."""
         if self._retry_at is not None:
@@ -212,5 +211,11 @@ class Store:
         return len(self._pending)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
+def _first_of(events: Sequence[bytes]) -> Sequence[bytes]:
+    """Returns the first events, which one dead letter contains."""
+    size = 0
+    for index, event in enumerate(events[:MAX_LETTER_EVENTS]):
+        size += len(event)
+        if size > MAX_LETTER_BYTES and index:
+            return events[:index]
+    return events[:MAX_LETTER_EVENTS]

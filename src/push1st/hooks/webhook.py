@@ -55,7 +55,7 @@ class Web:
             async with self._session.post(target.url, data=body, headers=headers, allow_redirects=False) as response:
                 read = await self._read(response)
                 if not 200 <= response.status < 300:
-                    raise NotDelivered("refused", f"answered {response.status}")
+                    raise NotDelivered("refused", f"answered {response.status}", response.status)
                 return read
         except TimeoutError:
             raise NotDelivered("timed-out", f"no answer within {target.timeout:g} s") from None

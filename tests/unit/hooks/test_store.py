@@ -12,7 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from push1st.hooks.store import DEAD_LETTERS, Saved, Store
+from push1st.hooks.deadletters import DEAD_LETTERS
+from push1st.hooks.store import Saved, Store
 from tests.support.loop import turns
 from tests.unit.hooks.faults import full, read_only, without_descriptors
 
@@ -110,7 +111,7 @@ def test_a_file_that_a_killed_process_was_reading_is_loaded(folder: Path) -> Non
 
 def add_dead_letter(one: Store, *events: bytes) -> None:
     for event in events:
-        assert one.add_dead_letter("app", "endpoint", "expired", [event])
+        assert one.add_dead_letter("app", "endpoint", "expired", [event]) == 0
 
 
 def letters(folder: Path) -> list[object]:
@@ -148,7 +149,7 @@ async def test_a_dead_letter_is_written_whole_or_not_at_all(folder: Path) -> Non
     assert await one.close() == 0
     whole = (folder / DEAD_LETTERS).read_bytes()
     with full(), pytest.raises(OSError, match="too large"):
-        one._write(b"x" * 200)
+        one._letters.append(b"x" * 200)
     assert (folder / DEAD_LETTERS).read_bytes() == whole
 
 

@@ -1,0 +1,184 @@
+"""Hooks and dead letters in the console: a real endpoint fails, and gets its events once it works again."""
+
+import json
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.console import Operator, console
+from tests.support.process import APP, ServerProcess, merged, wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.receiver import Receiver, receiving
+
+QUEUE = 20
+CONFIG = {"hooks": {"folder": "hooks", "events": QUEUE}, "server": {"drain": 0}}
+LETTERS = "/api/apps/app-test/dead-letters"
+
+
+def apps(receiver: Receiver, *more: dict[str, Any]) -> dict[str, Any]:
+    hook = {"url": receiver.url + "?password=canary-secret", "events": ["channel_occupied"], "concurrency": 1}
+    return {"app-test": merged(APP, {"webhooks": [hook, *more]}), "other": {**APP, "key": "another-key"}}
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as one:
+        yield one
+
+
+def occupy(server: ServerProcess, *names: str) -> None:
+    with pusher_socket(server) as socket:
+        for name in names:
+            socket.subscribe(name)
+
+
+def letters(operator: Operator, path: str = LETTERS) -> dict[str, Any]:
+    answer = operator.get(path)
+    assert answer.status == 200, answer
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def all_letters(operator: Operator, limit: int) -> list[dict[str, Any]]:
+    """Returns the letters of all pages."""
+    found: list[dict[str, Any]] = []
+    after = ""
+    while True:
+        page = letters(operator, f"{LETTERS}?limit={limit}&after={after}")
+        found += page["letters"]
+        if page["next"] is None:
+            return found
+        after = page["next"]
+
+
+def redrive(operator: Operator, *ids: str, endpoint: str = "") -> dict[str, Any]:
+    answer = operator.post(f"{LETTERS}/redrive", {"endpoint": endpoint, "ids": ids})
+    assert answer.status == 200, answer
+    found: dict[str, Any] = answer.json
+    return found
+
+
+def fail(server: ServerProcess, receiver: Receiver, operator: Operator, count: int, prefix: str = "c") -> list[dict[str, Any]]:
+    """Stalls the endpoint until `count` events more than its queue holds are dead letters; returns these letters."""
+    receiver.act = lambda _: "stall"
+    occupy(server, *(f"{prefix}{number:03d}" for number in range(QUEUE + count)))
+    wait_until(lambda: len(all_letters(operator, 200)) >= count, f"{count} dead letters")
+    return all_letters(operator, 200)
+
+
+def channels(receiver: Receiver) -> list[str]:
+    return [event["channel"] for event in receiver.events]
+
+
+def test_letters_are_shown_and_redriven_once_the_endpoint_works(receiver: Receiver) -> None:
+    with console(CONFIG, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        assert letters(operator)["letters"] == []
+        fail(server, receiver, operator, 15)
+        (hook,) = operator.get("/api/apps/app-test/hooks").json["hooks"]
+        assert (hook["queued"], hook["failed"], hook["format"]) == (QUEUE, 15, "pusher")
+        assert hook["oldest_seconds"] > 0
+        assert hook["endpoint"].endswith("/hook?…")
+
+        found = all_letters(operator, 4)
+        assert [letter["events"][0]["channel"] for letter in found] == [f"c{number:03d}" for number in range(34, 19, -1)]
+        first = found[0]
+        assert (first["reason"], first["event"], first["event_count"]) == ("overflowed", "channel_occupied", 1)
+        assert json.loads(first["data"]) == {"name": "channel_occupied", "channel": "c034"}
+        assert (first["hook"], first["redrivable"], first["redriven"]) == (hook["hook"], True, None)
+        assert len(letters(operator, f"{LETTERS}?endpoint={hook['hook']}")["letters"]) == 15
+        assert letters(operator, f"{LETTERS}?endpoint={'0' * 32}")["letters"] == []
+        assert operator.get("/api/apps/other/dead-letters").json["letters"] == []
+
+        receiver.act = lambda _: 200
+        receiver._end.set()
+        chosen = [letter["id"] for letter in found]
+        assert redrive(operator, *chosen, "unknown", "x.y", endpoint=hook["hook"]) == {
+            "queued": 15,
+            "refused": 2,
+            "refusals": {"unknown": 2},
+        }
+        wait_until(lambda: len(receiver.events) >= QUEUE + 15, "all events")
+        redriven = [name for name in channels(receiver) if name >= "c020"]
+        assert redriven == [f"c{number:03d}" for number in range(20, 35)], "in the order they had"
+        assert redrive(operator, *chosen)["refusals"] == {"already redriven": 15}
+        assert {letter["redriven"]["result"] for letter in all_letters(operator, 200)} == {"queued"}
+        wait_until(lambda: operator.get("/api/apps/app-test/hooks").json["hooks"][0]["queued"] == 0, "an empty queue")
+        assert len(receiver.events) == len(set(channels(receiver)))
+        lines = (server.folder / "hooks" / "dead-letters.jsonl").read_text().splitlines()
+        assert len(lines) == 16
+        wait_until(lambda: "console action" in server.output, "the log line of the action")
+        assert "action=redrive" in server.output
+        assert "canary-secret" not in server.output + operator.get("/api/apps/app-test/hooks").body.decode()
+
+
+def test_letters_are_redriven_at_most_once_over_a_kill(receiver: Receiver) -> None:
+    with console(CONFIG, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        chosen = [letter["id"] for letter in fail(server, receiver, operator, 60)]
+        assert redrive(operator, *chosen[:30])["queued"] == 30
+        assert server.process is not None
+        server.process.kill()
+        server.wait()
+        receiver.act = lambda _: 200
+        receiver._end.set()
+        server.start()
+        operator.sign_in()
+        assert redrive(operator, *chosen) == {"queued": 30, "refused": 30, "refusals": {"already redriven": 30}}
+        wait_until(lambda: len(receiver.events) >= 30, "the other letters")
+        assert redrive(operator, *chosen)["queued"] == 0
+        wait_until(lambda: operator.get("/api/apps/app-test/hooks").json["hooks"][0]["queued"] == 0, "an empty queue")
+        assert max(Counter(channels(receiver)).values()) == 1
+
+
+def test_redriven_letters_are_sent_after_a_stop_in_between(receiver: Receiver) -> None:
+    with console({**CONFIG, "hooks": {"folder": "hooks", "events": 100}}, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        event = {"name": "channel_occupied", "channel": "c"}
+        lines = [
+            {
+                "at": float(number),
+                "app": "app-test",
+                "endpoint": receiver.url + "?…",
+                "reason": "expired",
+                "events": [event | {"n": number}],
+            }
+            for number in range(50)
+        ]
+        (server.folder / "hooks" / "dead-letters.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        receiver.act = lambda _: 500
+        chosen = [letter["id"] for letter in letters(operator)["letters"]]
+        assert redrive(operator, *chosen)["queued"] == 50
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in server.output, "the stop")
+        server.signal(signal.SIGTERM)
+        server.wait()
+        receiver.act = lambda _: 200
+        server.start()
+        wait_until(lambda: len(receiver.events) >= 50, "all letters")
+        assert [event["n"] for event in receiver.events] == [*range(50)]
+
+
+def test_wrong_calls_are_refused(receiver: Receiver) -> None:
+    with console({"server": {"drain": 0}}, apps(receiver)) as (_, operator):
+        operator.sign_in()
+        assert letters(operator) == {
+            "letters": [],
+            "next": None,
+            "complete": True,
+            "examined": 0,
+            "folder": False,
+            "missing": [],
+            "away": "",
+        }
+        path = f"{LETTERS}/redrive"
+        for body in (b"", b"[]", {"ids": "x"}, {"endpoint": "x"}, {"ids": [1]}, {"ids": ["x"] * 1001}):
+            assert operator.post(path, body).status == 400, body
+        assert redrive(operator, "0123abcd.1-2-3") == {"queued": 0, "refused": 1, "refusals": {"unknown": 1}}
+        for after in ("x", "!", "gaFhAQ"):
+            assert operator.get(f"{LETTERS}?after={after}").status == 400, after
+        assert operator.get("/api/apps/nothing/dead-letters").status == 404
+        assert operator.get("/api/apps/nothing/hooks").status == 404
