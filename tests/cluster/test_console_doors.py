@@ -6,10 +6,49 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.machine import command, machine, reconfigure, reload, until_workers
+from tests.cluster.machine import command, machine, reconfigure, reload, until_workers, workers
 from tests.support.certificates import Links
 from tests.support.console import PASSWORD, Operator, console
-from tests.support.process import free_ports, push1st
+from tests.support.process import free_ports, push1st, wait_until
+
+
+def numbers(operator: Operator, count: int) -> set[int]:
+    """Returns the numbers of the workers that answer; the kernel gives each connection to some worker."""
+    found: set[int] = set()
+
+    def all_seen() -> bool:
+        answer = operator.get("/api/version")
+        if answer.status == 200:
+            found.add(answer.json["worker"])
+        return len(found) == count
+
+    wait_until(all_seen, f"{count} workers answer")
+    return found
+
+
+def test_session_is_valid_on_all_workers_until_it_ends_on_one() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        assert numbers(operator, 2) == {0, 1}
+        kept = operator.cookie
+        assert operator.post("/api/logout").status == 200
+        operator.cookie = kept
+        wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end")
+
+
+def test_new_worker_knows_the_sessions_that_ended_before_its_start() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        ended, kept = operator.cookie, Operator(operator.port).sign_in()
+        assert operator.post("/api/logout").status == 200
+        before = set(workers(server).values())
+        reload(server)
+        assert set(workers(server).values()).isdisjoint(before), "all workers are new"
+        assert kept.get("/api/session").status == 200, "a session outlives its worker"
+        operator.cookie = ended
+        assert {operator.get("/api/session").status for _ in range(20)} == {401}
 
 
 def test_changed_password_ends_all_sessions_of_several_workers() -> None:

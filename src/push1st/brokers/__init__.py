@@ -9,7 +9,7 @@ Most methods are `async`, because most implementations wait for a network.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -70,6 +70,17 @@ class CachedEvent(msgspec.Struct, frozen=True, gc=False):
     ttl: int
 
 
+class Peers(NamedTuple):
+    """The other nodes of this node's broker.
+
+    nodes: the names of the other living nodes.
+    away: why this node may not publish now; "" if it may.
+    """
+
+    nodes: Collection[str] = ()
+    away: str = ""
+
+
 class Broker(Protocol):
     """Carries messages between workers. A topic is the pair of an app's id and a channel's name.
 
@@ -113,6 +124,9 @@ class Broker(Protocol):
 
     async def close(self) -> None:
         """Sends all queued messages, then disconnects."""
+
+    def peers(self) -> Peers:
+        """Returns the other living nodes, according to the last renewal of this node's lease, and why the broker is away."""
 
     async def subscribe(self, app: str, channel: str) -> None:
         """Subscribes this worker to a topic; returns when the broker has confirmed the subscription."""

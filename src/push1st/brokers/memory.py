@@ -10,6 +10,7 @@ from push1st.brokers import (
     Occupancy,
     OnEvent,
     OnRequest,
+    Peers,
     Receive,
     Recount,
     is_cached,
@@ -92,6 +93,9 @@ class Memory:
         self._local_roster.clear()
         self._users.clear()
         self.retained.clear()
+
+    def peers(self) -> Peers:
+        return Peers()
 
     async def subscribe(self, app: str, channel: str) -> None:
         pass

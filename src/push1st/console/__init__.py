@@ -30,7 +30,8 @@ class Console:
 
     def __init__(self, node: Node, edge: EdgeContext, name: str, number: int) -> None:
         config = edge.config.console
-        context = ConsoleContext(node, edge, ConsoleWire(node, name), name, number)
+        self._wire = ConsoleWire(node, name)
+        context = ConsoleContext(node, edge, self._wire, name, number)
         parts = [part(context) for part in PARTS]
         self._edge = edge
         self._endpoints = [endpoint for part in parts for endpoint in part.endpoints]
@@ -44,6 +45,7 @@ class Console:
 
     async def open(self) -> None:
         """Connects the console with those of the other workers. Must be called before the console listens."""
+        await self._wire.open()
         await self._door.open()
 
     def listener(self, has_tls: bool) -> ConsoleListener:

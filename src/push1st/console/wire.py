@@ -1,18 +1,51 @@
-"""Requests and messages between the consoles of all workers."""
+"""Requests and messages between the consoles of all workers, which share one topic of the broker.
 
-from collections.abc import Awaitable, Callable
+Each console is subscribed to the topic `#console` for all consoles, and to a topic of its own. The topics belong to an app that
+no source of apps contains, so this app has no clients and no metrics. A console that opens greets the others, and each of them
+replies. So every console knows which living nodes have a console, and waits only for these nodes.
+
+Without a shared broker, and while the broker is away, a worker replies to its own requests only.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any
 
 import msgspec
 
+from push1st import logs
+from push1st.brokers import Peers
+from push1st.config.model import AppConfig
+from push1st.core.app import App
+from push1st.core.controller import TopicHandler
 from push1st.core.node import Node
-from push1st.eager import MaybeAwaitable
+from push1st.eager import MaybeAwaitable, spawn
+from push1st.errors import Refused
+from push1st.metrics import AppCounts
+
+APP = TOPIC = "#console"
+MAX_PENDING = 200
+"""the maximum number of requests of a worker that wait for replies at the same time"""
+MAX_SERVED = 100
+"""the maximum number of requests of other workers that a worker serves at the same time; it does not reply to further requests"""
+MAX_HEARD = 2000
+"""the number of known nodes above which the wire forgets the dead ones"""
+RETRY_SECONDS = 1.0
+GREETING_SECONDS = 0.3
+FRESH_SECONDS = 2.0
+"""the time for which a node counts as living after its last frame, although no renewal of the lease has named it yet"""
+HELLO = "hello"
+"""the kind of the request with which a console greets the others"""
+
+log = logs.get("push1st.console")
 
 
 class Replies(msgspec.Struct):
     """The replies of the workers to a request.
 
-    found: the name of each node that replied, with its reply.
-    missing: the living nodes that did not reply.
+    found: the name of each node that replied, with its reply. The first reply is that of this worker, if it was asked.
+    missing: the living nodes with a console that did not reply.
     away: the last error of the broker; "" if the broker is connected.
     """
 
@@ -21,29 +54,225 @@ class Replies(msgspec.Struct):
     away: str
 
 
+class WireRequest(msgspec.Struct, frozen=True, array_like=True, tag="request"):
+    """A request. number: a number that the reply repeats. origin: the node that waits for the reply."""
+
+    number: int
+    origin: str
+    kind: str
+    data: bytes
+
+
+class WireReply(msgspec.Struct, frozen=True, array_like=True, tag="reply"):
+    """The reply of the node `origin`."""
+
+    number: int
+    origin: str
+    data: bytes
+
+
+class WireMessage(msgspec.Struct, frozen=True, array_like=True, tag="message"):
+    """A message without a reply."""
+
+    origin: str
+    kind: str
+    data: bytes
+
+
+_decoder = msgspec.msgpack.Decoder(WireRequest | WireReply | WireMessage)
+
+
+class PendingRequest:
+    """A request that waits for replies. waits_for: the nodes that have not replied yet."""
+
+    __slots__ = ("done", "found", "waits_for")
+
+    def __init__(self, nodes: Collection[str]) -> None:
+        self.waits_for = set(nodes)
+        self.found: dict[str, bytes] = {}
+        self.done = asyncio.Event()
+
+    def reply(self, node: str, data: bytes) -> None:
+        self.waits_for.discard(node)
+        self.found[node] = data
+        if not self.waits_for:
+            self.done.set()
+
+
 class ConsoleWire:
-    """The connection of a worker's console with the consoles of all workers, this worker included."""
+    """The connection of a worker's console with the consoles of all workers, this worker included.
+
+    name: the name of this worker's node in the broker.
+    """
 
     def __init__(self, node: Node, name: str) -> None:
         self._node = node
         self._name = name
+        self._app = App(AppConfig(id=APP, key="", secret=""), node.clock.monotonic(), AppCounts())
         self._served: dict[str, Callable[[bytes], MaybeAwaitable[bytes]]] = {}
         self._handled: dict[str, Callable[[bytes], None]] = {}
+        self._pending: dict[int, PendingRequest] = {}
+        self._numbers = itertools.count(1)
+        self._serving = 0
+        self._heard: dict[str, float] = {}
+        """the other nodes that have a console, with the times of their last frames (loop's clock)"""
+        self.is_open = False
+        """whether the broker has confirmed the subscriptions to the topics"""
 
     def serve(self, kind: str, handler: Callable[[bytes], MaybeAwaitable[bytes]]) -> None:
-        """Sets the function that replies to requests of a kind."""
+        """Sets the function that replies to requests of a kind. A request for which it raises Refused gets no reply."""
         self._served[kind] = handler
 
     def handle(self, kind: str, handler: Callable[[bytes], None]) -> None:
         """Sets the function that handles messages of a kind, which have no reply."""
         self._handled[kind] = handler
 
-    async def request(self, kind: str, data: bytes = b"", *, node: str = "", seconds: float = 0.5) -> Replies:
-        """Sends a request to all workers, or to one node, and returns the replies that arrive within `seconds`."""
-        found = self._served[kind](data)
-        return Replies([(self._name, found if isinstance(found, bytes) else await found)], [], "")
+    async def open(self) -> None:
+        """Subscribes to the topics, and greets the other consoles. If the broker is away, tries again until it is not."""
+        if not self._node.controller.shared:
+            return
+        try:
+            await self._subscribe()
+        except Refused as exc:
+            log.warning("console is not connected with other workers", reason=exc.text)
+            spawn(self._retry())
 
-    def send(self, kind: str, data: bytes, node: str = "") -> int | Awaitable[int]:
-        """Sends a message to all workers, or to one node. Returns the number of workers that received it, if known."""
-        self._handled[kind](data)
-        return 1
+    async def _subscribe(self) -> None:
+        handler = TopicHandler(lambda _: b"", self._received)
+        for topic in (_topic(self._name), TOPIC):
+            await self._node.controller.handle_topic(self._app, topic, handler)
+        self.is_open = True
+        await self._greet()
+
+    async def _greet(self) -> None:
+        """Greets all other nodes, and waits a moment until the living ones with a console have replied.
+
+        A new node may not know yet which nodes are living.
+        """
+        others = self.peers().nodes or {""}
+        await self._collect(WireRequest(next(self._numbers), self._name, HELLO, b""), TOPIC, others, GREETING_SECONDS)
+
+    async def _retry(self) -> None:
+        while not self.is_open:
+            await asyncio.sleep(RETRY_SECONDS)
+            try:
+                await self._subscribe()
+            except Refused:
+                continue
+
+    def peers(self) -> Peers:
+        """Returns the other living nodes, and the last error of the broker if it is away."""
+        return self._node.peers()
+
+    def consoles(self) -> Collection[str]:
+        """Returns the other living nodes that have a console."""
+        living = self.peers().nodes
+        since = asyncio.get_running_loop().time() - FRESH_SECONDS
+        return [node for node, heard in self._heard.items() if node in living or heard >= since]
+
+    async def request(self, kind: str, data: bytes = b"", *, node: str = "", seconds: float = 0.5) -> Replies:
+        """Sends a request to all workers, or to one node, and returns the replies that arrive within `seconds`.
+
+        Raises Refused(503) if too many requests wait for replies, and the exceptions of this worker's own function.
+        """
+        if node == self._name:
+            return Replies([(self._name, await self._own(kind, data))], [], "")
+        peers = self.peers()
+        nodes = [one for one in self.consoles() if node in ("", one)]
+        if peers.away or not nodes:
+            found = [] if node else [(self._name, await self._own(kind, data))]
+            return Replies(found, [node] if node else [], peers.away)
+        asked = WireRequest(next(self._numbers), self._name, kind, data)
+        collecting = asyncio.ensure_future(self._collect(asked, _topic(node) if node else TOPIC, nodes, seconds))
+        try:
+            own = [] if node else [(self._name, await self._own(kind, data))]
+        except BaseException:
+            collecting.cancel()
+            raise
+        pending = await collecting
+        living = self.peers()
+        missing = sorted(one for one in pending.waits_for if one in living.nodes)
+        return Replies(own + sorted(pending.found.items()), missing, living.away)
+
+    def send(self, kind: str, data: bytes, node: str = "") -> int:
+        """Sends a message to all workers, or to one node. Returns the number of workers to which the message is sent."""
+        reached = 0
+        if node in ("", self._name):
+            self._handled[kind](data)
+            reached = 1
+        if node != self._name:
+            others = [one for one in self.consoles() if node in ("", one)]
+            if others:
+                self._publish(_topic(node) if node else TOPIC, WireMessage(self._name, kind, data))
+                reached += len(others)
+        return reached
+
+    async def _own(self, kind: str, data: bytes) -> bytes:
+        found = self._served[kind](data)
+        return await found if isinstance(found, Coroutine) else found
+
+    async def _collect(self, asked: WireRequest, topic: str, nodes: Collection[str], seconds: float) -> PendingRequest:
+        if len(self._pending) >= MAX_PENDING:
+            raise Refused(503, "the console waits for too many replies of other workers, try again")
+        pending = self._pending[asked.number] = PendingRequest(nodes)
+        try:
+            self._publish(topic, asked)
+            async with asyncio.timeout(seconds):
+                await pending.done.wait()
+        except TimeoutError:
+            pass
+        finally:
+            del self._pending[asked.number]
+        return pending
+
+    def _publish(self, topic: str, frame: WireRequest | WireReply | WireMessage) -> None:
+        self._node.controller.send_to_topic(self._app, topic, msgspec.msgpack.encode(frame), _lost)
+
+    def _received(self, data: bytes) -> None:
+        """Handles a frame of the topics, in which this worker's own frames arrive too."""
+        try:
+            frame = _decoder.decode(data)
+        except msgspec.DecodeError:  # a worker of another version
+            return
+        if frame.origin == self._name:
+            return
+        self._heard[frame.origin] = asyncio.get_running_loop().time()
+        if len(self._heard) > MAX_HEARD:
+            living = self.consoles()
+            self._heard = {node: heard for node, heard in self._heard.items() if node in living}
+        if isinstance(frame, WireReply):
+            pending = self._pending.get(frame.number)
+            if pending is not None:
+                pending.reply(frame.origin, frame.data)
+        elif isinstance(frame, WireMessage):
+            handler = self._handled.get(frame.kind)
+            if handler is not None:
+                handler(frame.data)
+        elif self._serving < MAX_SERVED:
+            spawn(self._reply(frame))
+
+    async def _reply(self, asked: WireRequest) -> None:
+        handler = self._served.get(asked.kind) if asked.kind != HELLO else _greeted
+        if handler is None:  # a console of another version
+            return
+        self._serving += 1
+        try:
+            found = handler(asked.data)
+            data: Any = await found if isinstance(found, Coroutine) else found
+            self._publish(_topic(asked.origin), WireReply(asked.number, self._name, data))
+        except Refused:
+            pass
+        finally:
+            self._serving -= 1
+
+
+def _topic(node: str) -> str:
+    return f"{TOPIC} {node}"
+
+
+def _greeted(_data: bytes) -> bytes:
+    return b""
+
+
+def _lost() -> None:
+    """Called for a frame that the broker did not confirm: the request then ends without the replies."""

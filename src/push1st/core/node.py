@@ -24,6 +24,7 @@ from push1st.brokers import (
     NodeFilters,
     NodeGroups,
     Occupancy,
+    Peers,
     Quotas,
     Roster,
     Users,
@@ -197,6 +198,10 @@ class Node:
         self.refusals.mask(*config.secrets)
         for apply in self.on_configured:
             apply(config)
+
+    def peers(self) -> Peers:
+        """Returns the other living nodes, and why the broker is away (`Broker.peers`)."""
+        return self._broker.peers()
 
     def live(self) -> Sequence[App]:
         """Returns the apps that have been used since the start of this worker."""
@@ -462,6 +467,8 @@ class Node:
         """
         app = self.used.get(message.app)
         if app is None:
+            if message.event == NODE_MESSAGE:  # a topic of the console, which belongs to no app
+                self.controller.on_message(message)
             return 0
         if message.event == TERMINATE:
             for client in app.sessions(message.channel):

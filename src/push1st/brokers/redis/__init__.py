@@ -25,6 +25,7 @@ from push1st.brokers import (
     Occupancy,
     OnEvent,
     OnRequest,
+    Peers,
     Receive,
     Recount,
     is_cached,
@@ -176,6 +177,9 @@ class Redis:
         """Returns when the server has replied to all earlier commands of this node."""
         for shard in self._shards.all:
             await shard.connection.call("PING")
+
+    def peers(self) -> Peers:
+        return self._shards.peers()
 
     async def state(self) -> BrokerStatus:
         """See `Shards.state`."""

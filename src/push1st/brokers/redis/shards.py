@@ -9,6 +9,7 @@ from functools import partial
 
 import hiredis
 
+from push1st.brokers import Peers
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.resp import ConnectionLost
 from push1st.brokers.redis.servers import tags
@@ -88,6 +89,13 @@ class Shards:
         """See `Redis.workers`."""
         for shard in self.all:
             shard.lease.workers(nodes)
+
+    def peers(self) -> Peers:
+        """See `Broker.peers`. A node is living if it has a lease on one of the shards."""
+        away = next(
+            (one.connection.reason or "no connection" for one in self.all if one.connection.publish_connection is None), ""
+        )
+        return Peers({name for shard in self.all for name in shard.lease.others}, away)
 
     async def state(self) -> BrokerStatus:
         """Returns the state of the broker for operators. Sends a command to the server of each shard."""

@@ -1,0 +1,108 @@
+"""The wire between the consoles of two nodes that share a real server."""
+
+import asyncio
+import time
+
+from push1st.console.wire import MAX_SERVED, ConsoleWire
+from push1st.errors import Refused
+from tests.cluster.places import nodes, until
+
+
+async def test_request_reaches_all_nodes_with_a_console() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        for wire, name in ((near, b"near"), (far, b"far")):
+            wire.serve("who", lambda data, name=name: name + data)  # type: ignore[misc]
+        await near.open()
+        began = time.monotonic()
+        assert (await near.request("who", b"?")).found == [(one.name, b"near?")], "a node without a console is not asked"
+        assert time.monotonic() - began < 0.2
+        await far.open()
+        for wire, own, other in ((near, one.name, two.name), (far, two.name, one.name)):
+            replies = await wire.request("who", b"!", seconds=5)
+            assert {node for node, _ in replies.found} == {own, other}
+            assert (replies.missing, replies.away) == ([], "")
+        assert (await near.request("who", node=two.name, seconds=5)).found == [(two.name, b"far")]
+        assert (await near.request("who", node="nobody")).missing == ["nobody"]
+        assert one.node.used.keys() == two.node.used.keys() == {one.config.id}, "the topics belong to no app of the node"
+
+
+async def test_handler_may_wait_and_refuse() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+
+        async def slow(_data: bytes) -> bytes:
+            await asyncio.sleep(0)
+            return b"done"
+
+        async def refuse(_data: bytes) -> bytes:
+            raise Refused(400, "no")
+
+        near.serve("slow", slow)
+        far.serve("slow", slow)
+        near.serve("refused", lambda _: b"own")
+        far.serve("refused", refuse)
+        await far.open()
+        await near.open()
+        assert len((await near.request("slow", seconds=5)).found) == 2
+        replies = await near.request("refused", seconds=0.1)
+        assert replies.found == [(one.name, b"own")]
+        assert replies.missing == [two.name]
+
+
+async def test_late_reply_is_ignored_and_further_requests_are_bounded() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        gate = asyncio.Event()
+        served: list[bytes] = []
+
+        async def wait(data: bytes) -> bytes:
+            served.append(data)
+            await gate.wait()
+            return data
+
+        near.serve("wait", lambda data: data)
+        far.serve("wait", wait)
+        await far.open()
+        await near.open()
+        async with asyncio.TaskGroup() as group:
+            for number in range(MAX_SERVED + 10):
+                group.create_task(near.request("wait", b"%d" % number, seconds=0.3))
+        assert len(served) == MAX_SERVED
+        gate.set()
+        await until(lambda: not far._serving)
+        assert not near._pending
+
+
+async def test_message_reaches_all_nodes_or_one() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        got: list[tuple[str, bytes]] = []
+        near.handle("news", lambda data: got.append(("near", data)))
+        far.handle("news", lambda data: got.append(("far", data)))
+        await far.open()
+        await near.open()
+        assert near.send("news", b"1") == 2
+        await until(lambda: len(got) == 2)
+        assert near.send("news", b"2", node=two.name) == 1
+        await until(lambda: len(got) == 3)
+        assert got == [("near", b"1"), ("far", b"1"), ("far", b"2")]
+
+
+async def test_console_without_the_broker_answers_alone_and_connects_later() -> None:
+    async with nodes() as (valkey, one, two):
+        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near.serve("who", lambda _: b"near")
+        far.serve("who", lambda _: b"far")
+        await near.open()
+        valkey.kill()
+        await until(lambda: not one.publishes)
+        replies = await near.request("who")
+        assert replies.found == [(one.name, b"near")]
+        assert replies.away
+        await far.open()
+        assert not far.is_open
+        valkey.start()
+        await until(lambda: far.is_open and one.connected)
+        await until(lambda: two.name in near.consoles())
+        assert len((await near.request("who", seconds=5)).found) == 2
