@@ -7,7 +7,6 @@ import { Text } from "./ui.js";
 
 export function SignIn() {
   const field = useRef(/** @type {HTMLInputElement | null} */ (null));
-  const [text, set] = useState("");
   const [error, fail] = useState("");
   const [busy, work] = useState(false);
   const [wait, setWait] = useState(0);
@@ -26,7 +25,7 @@ export function SignIn() {
     work(true);
     fail("");
     try {
-      await signIn(text);
+      await signIn(field.current?.value ?? "");
     } catch (problem) {
       const refusal = /** @type {CallError} */ (problem);
       work(false);
@@ -48,10 +47,8 @@ export function SignIn() {
           name="password"
           autocomplete="current-password"
           required
-          value=${text}
           aria-describedby="signin-note"
           aria-invalid=${Boolean(error)}
-          onInput=${(/** @type {any} */ input) => set(input.target.value)}
         />
       </label>
       <button type="submit" class="primary" disabled=${busy || wait > 0}>${busy ? "Signing in …" : "Sign in"}</button>
