@@ -1,6 +1,7 @@
 """The contract of retained messages. A new implementation is one line in `IMPLEMENTATIONS`."""
 
 import asyncio
+import re
 from binascii import crc_hqx
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from push1st.brokers import Broker
+from push1st.brokers.listing import MAX_EXAMINED
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory import Memory
 from push1st.brokers.memory_history import MemoryHistory
@@ -394,3 +396,87 @@ async def test_cached_event_frees_the_place_of_a_retained_message(opened: Implem
         await site.event(cached)
         await site.retain(site.message(names[-1]), ANONYMOUS)
         assert (await site.names())[-2:] == [cached, names[-1]]
+
+
+# Lists
+
+
+async def listed(site: Site, prefix: str = "", most: int = 7) -> list[str]:
+    """Returns the channels of all pages."""
+    found, after = list[str](), ""
+    while True:
+        page = await site.retained.listed(APP, prefix, after, most)
+        assert len(page.messages) <= most
+        assert len(page.messages) <= page.examined <= MAX_EXAMINED + 1000
+        found += [one.channel for one in page.messages]
+        if not (after := page.next):
+            return found
+
+
+async def test_list_has_each_message_once(opened: Implementation) -> None:
+    async with opened() as site:
+        names = [f"room.{number}" for number in range(60)]
+        await site.fill(names, KNOWN)
+        await site.event("cache-c")
+        await site.retain(site.message("other", app="app-b"))
+        assert sorted(await listed(site)) == sorted([*names, "cache-c"])
+        assert sorted(await listed(site, "room.1")) == ["room.1", *(f"room.{number}" for number in range(10, 20))]
+        assert await listed(site, "room.*") == []
+        assert await listed(site, "x") == []
+
+
+async def test_list_has_long_lists_in_pages(opened: Implementation) -> None:
+    async with opened() as site:
+        names = [f"c{number}" for number in range(1500)]
+        await site.fill(names, KNOWN)
+        assert sorted(await listed(site, most=200)) == sorted(names)
+        first = await site.retained.listed(APP, "", "", 200)
+        for message in first.messages[:100]:
+            await site.retained.drop(APP, message.channel)
+        rest, after = set[str](), first.next
+        while after:
+            page = await site.retained.listed(APP, "", after, 200)
+            rest |= {one.channel for one in page.messages}
+            after = page.next
+        assert rest >= set(names) - {one.channel for one in first.messages}
+
+
+async def test_page_of_large_messages_ends_early(opened: Implementation) -> None:
+    async with opened() as site:
+        names = [f"c{number}" for number in range(6)]
+        await site.fill(names, KNOWN, b'"' + b"x" * 400_000 + b'"')
+        page = await site.retained.listed(APP, "", "", 6)
+        assert 0 < len(page.messages) < 4
+        assert sorted(await listed(site)) == names
+
+
+async def test_list_shows_what_a_message_has(opened: Implementation) -> None:
+    async with opened() as site:
+        sent = await site.retain(site.message("a", b'"data"', qos=1, expires=site.wall[0] + 100 * SECOND))
+        (found,) = (await site.retained.listed(APP, "", "", 5)).messages
+        assert (found.channel, found.data, found.mqtt.qos if found.mqtt else None) == ("a", b'"data"', 1)
+        assert abs(expires(found) - expires(sent)) < SECOND
+        await site.advance(101 * SECOND)
+        assert await listed(site) == []
+
+
+async def test_dropped_message_is_gone(opened: Implementation) -> None:
+    async with opened() as site:
+        await site.retain(site.message("a"))
+        await site.event("cache-c")
+        assert await site.retained.drop(APP, "a")
+        assert await site.retained.drop(APP, "cache-c")
+        assert not await site.retained.drop(APP, "a")
+        assert not await site.retained.drop("nothing", "a")
+        assert await site.names() == []
+        assert len(site.delivered) == 2, "subscribers receive nothing"
+        await site.retain(site.message("a"))
+        assert await site.names() == ["a"]
+
+
+async def test_wrong_cursor_of_a_list_is_an_error(opened: Implementation) -> None:
+    async with opened() as site:
+        await site.retain(site.message("a"))
+        for cursor in ("x", ":", "1", "-1:0:0"):
+            with pytest.raises(ValueError, match=re.escape(cursor)):
+                await site.retained.listed(APP, "", cursor, 5)

@@ -771,3 +771,55 @@ async def test_ended_session_watches_no_filter(sites: Implementation) -> None:
         await site.absent(*reversed(filters))
         with pytest.raises(LimitReached):
             await site.absent("a.+.b.#", client="other")
+
+
+# Lists of absent sessions
+
+
+async def test_absent_sessions_are_listed_in_pages(sites: Implementation) -> None:
+    async with sites() as site:
+        clients = [f"device-{number:02d}" for number in range(30)]
+        for client in clients:
+            await site.absent(NEWS, client=client)
+        await site.connect("connected")
+        found, after = list[str](), ""
+        while True:
+            page = await site.sessions.absent(APP, "", after, 7)
+            assert len(page.sessions) <= 7
+            found += [one.client_id for one in page.sessions]
+            if not (after := page.next):
+                break
+        assert sorted(found) == clients
+        some = await site.sessions.absent(APP, "device-1", "", 50)
+        assert sorted(one.client_id for one in some.sessions) == clients[10:20]
+        assert (await site.sessions.absent("nothing", "", "", 50)).sessions == ()
+        assert (await site.sessions.absent(APP, "*", "", 50)).sessions == ()
+
+
+async def test_list_shows_what_an_absent_session_has(sites: Implementation) -> None:
+    async with sites() as site:
+        message = SavedMessage(storable(site.message()), 1)
+        flow = SavedFlow(inflight=((1, message), (2, None)), waiting=(message, message))
+        await site.absent(NEWS, "x.+", flow=flow, expiry=100)
+        (found,) = (await site.sessions.absent(APP, "", "", 5)).sessions
+        assert (found.client_id, found.owner, found.expiry) == (CLIENT, USER, 100)
+        assert found.until - found.since == pytest.approx(100, abs=1)
+        assert (found.filters, found.count, found.waiting) == (((NEWS, 1), ("x.+", 1)), 2, 3)
+        await site.absent(*(f"f.{number}" for number in range(60)), client="many", qos=0)
+        (many,) = (await site.sessions.absent(APP, "many", "", 5)).sessions
+        assert (len(many.filters), many.count, many.waiting) == (50, 60, 0)
+
+
+async def test_returned_client_is_not_listed(sites: Implementation) -> None:
+    async with sites() as site:
+        await site.absent(NEWS)
+        await site.connect()
+        assert (await site.sessions.absent(APP, "", "", 5)).sessions == ()
+
+
+async def test_wrong_cursor_of_absent_sessions_is_an_error(sites: Implementation) -> None:
+    async with sites() as site:
+        await site.absent(NEWS)
+        for cursor in ("x", ":", "1"):
+            with pytest.raises(ValueError, match=cursor):
+                await site.sessions.absent(APP, "", cursor, 5)

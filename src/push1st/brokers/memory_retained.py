@@ -4,7 +4,18 @@ import heapq
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from push1st.brokers.retained import MAX_CACHED_EVENTS, NO_DATA, Bound, Retain, RetainedBounds, expires, fitting, size_of
+from push1st.brokers.listing import RetainedPage, chosen
+from push1st.brokers.retained import (
+    LISTED_BYTES,
+    MAX_CACHED_EVENTS,
+    NO_DATA,
+    Bound,
+    Retain,
+    RetainedBounds,
+    expires,
+    fitting,
+    size_of,
+)
 from push1st.errors import LimitReached
 from push1st.messages import Message
 
@@ -220,6 +231,24 @@ class MemoryRetained:
         found = [] if retained is None else [(one.message.id, name) for name, one in retained.messages.items()]
         found += [(message.id, name) for (id, name), message in self._cache.items() if id == app]
         return [name for _, name in sorted(found)]
+
+    async def listed(self, app: str, prefix: str, after: str, most: int) -> RetainedPage:
+        retained = self._apps.get(app)
+        names = [] if retained is None else list(retained.messages)
+        names += [name for id, name in self._cache if id == app]
+        found, following, examined = chosen(names, prefix, after, most)
+        messages = await self.read(app, [name for name, _ in found], LISTED_BYTES)
+        if len(messages) < len(found):
+            following = found[len(messages) - 1][1]
+        return RetainedPage(tuple([one for one in messages if one is not None]), following, examined)
+
+    async def drop(self, app: str, channel: str) -> bool:
+        found = self.find(app, channel)
+        self._drop_cached((app, channel))
+        retained = self._apps.get(app)
+        if retained is not None:
+            self._remove(app, retained, channel)
+        return found is not None
 
     async def read(self, app: str, channels: Sequence[str], size: int) -> Sequence[Message | None]:
         stored = (self.find(app, channel) for channel in channels)

@@ -6,12 +6,16 @@ from heapq import heapify, heappop, heappush
 
 import msgspec
 
+from push1st.brokers.listing import chosen
 from push1st.brokers.memory_logs import MemoryLogs, size_of
 from push1st.brokers.retained import ANONYMOUS_PART
 from push1st.brokers.sessions import (
     MAX_ABSENT,
     MAX_ADDRESS_ABSENT,
     MAX_APP_BYTES,
+    MAX_LISTED_FILTERS,
+    AbsentPage,
+    AbsentSession,
     Claim,
     Claimed,
     DueSession,
@@ -50,6 +54,22 @@ def size_of_session(session: SavedSession) -> int:
 def _messages(flow: SavedFlow) -> list[SavedMessage]:
     """Returns the messages of a session that its client has not acknowledged."""
     return [*(one for _, one in flow.inflight if one is not None), *flow.waiting]
+
+
+def _listed(entry: "ClientEntry") -> AbsentSession:
+    session = entry.session
+    assert session is not None
+    subscriptions = session.subscriptions
+    return AbsentSession(
+        entry.client_id,
+        entry.owner,
+        entry.until / SECOND - session.expiry,
+        entry.until / SECOND,
+        session.expiry,
+        tuple([(one.filter, one.qos) for one in subscriptions[:MAX_LISTED_FILTERS]]),
+        len(subscriptions),
+        len(_messages(session.flow)),
+    )
 
 
 class ClientEntry:
@@ -324,6 +344,14 @@ class MemorySessions:
         del app.entries[entry.client_id]
         if not app.entries:
             self._apps.pop(app.id, None)
+
+    async def absent(self, app: str, prefix: str, after: str, most: int) -> AbsentPage:
+        sessions = self._apps.get(app)
+        entries = {} if sessions is None else sessions.absent.entries
+        found, following, examined = chosen(list(entries), prefix, after, most)
+        now = self._wall()
+        listed = tuple([_listed(entries[name]) for name, _ in found if entries[name].until > now])
+        return AbsentPage(listed, following, examined)
 
     async def end(
         self, app: str, client_id: str, generation: int, filters: Collection[str], will: SavedWill | None = None

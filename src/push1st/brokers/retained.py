@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from push1st.brokers.history import MESSAGE_BYTES
+from push1st.brokers.listing import RetainedPage
 from push1st.messages import KeptMessage, Message
 
 MAX_RETAINED = 10_000
@@ -22,6 +23,8 @@ MAX_ADDRESS_RETAINED = 200
 """the maximum number of retained messages of the anonymous clients at one address"""
 MAX_CACHED_EVENTS = 10_000
 """the maximum number of cached events that filters with wildcards receive as retained messages"""
+LISTED_BYTES = 1 << 20
+"""the number of bytes of the messages after which a page of `Retained.listed` ends"""
 NO_DATA = b'""'
 """the data of a message whose payload is empty"""
 SHARDS_OF_A_SHARE = 2
@@ -99,6 +102,19 @@ class Retained(Protocol):
 
         The time of expiry of a message is on the clock of this worker. The result has fewer messages than `channels` if the
         messages would exceed `size` bytes (`size_of`), but at least one.
+        """
+
+    async def listed(self, app: str, prefix: str, after: str, most: int) -> RetainedPage:
+        """Returns retained messages and cached events whose channels begin with `prefix`: `most` at most, or fewer large ones.
+
+        after: the cursor of an earlier page; "": from the beginning. A page examines a bounded number of channels, so it may be
+        empty although its cursor is not. Raises ValueError if `after` is not a cursor, and Refused(503).
+        """
+
+    async def drop(self, app: str, channel: str) -> bool:
+        """Removes the retained message or the cached event of a channel; returns whether there was one. Raises Refused(503).
+
+        Subscribers receive nothing.
         """
 
 

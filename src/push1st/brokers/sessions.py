@@ -47,6 +47,8 @@ MAX_LOG_BYTES = 16 << 20
 MAX_APP_BYTES = 256 << 20
 """the maximum number of bytes of an app's logs; above this number, the broker drops the oldest messages of the app's logs. The
 subscriptions, wills and messages of the app's absent sessions have a bound of the same size."""
+MAX_LISTED_FILTERS = 50
+"""the maximum number of filters of a session in a list"""
 MIN_LOG_MESSAGES = 10_000
 LOG_QUEUES = 10
 """a log has at most `LOG_QUEUES` times the messages that may wait for one client, but `MIN_LOG_MESSAGES` or more"""
@@ -261,6 +263,34 @@ class LogPage(msgspec.Struct, frozen=True, gc=False):
 NO_MESSAGES = LogPage()
 
 
+class AbsentSession(msgspec.Struct, frozen=True, gc=False):
+    """The session of an absent MQTT client.
+
+    since, until: when it became absent, and when it ends, in seconds since 1970.
+    expiry: the seconds for which the absent session waits for its client.
+    filters: at most `MAX_LISTED_FILTERS` filters in the form of a channel's name, each with its quality of service.
+    count: the number of filters; None if the session has too many to read them for a list.
+    waiting: the number of messages in the session, without the messages in the logs of its filters.
+    """
+
+    client_id: str
+    owner: Owner
+    since: float
+    until: float
+    expiry: int
+    filters: tuple[tuple[str, int], ...]
+    count: int | None
+    waiting: int
+
+
+class AbsentPage(msgspec.Struct, frozen=True, gc=False):
+    """Sessions. next: the cursor of the next page; "" after the last one. examined: the number of examined sessions."""
+
+    sessions: tuple[AbsentSession, ...]
+    next: str
+    examined: int
+
+
 class Sessions(Protocol):
     """The sessions of MQTT clients with an expiry, for all workers together. A client is a pair of an app's id and a client id.
 
@@ -344,6 +374,13 @@ class Sessions(Protocol):
 
         now: the wall clock in nanoseconds. A shared broker uses its own clock instead. When a worker with the only copy of the
         sessions stops, the worker passes a distant time, and repeats the call until nothing is due.
+        """
+
+    async def absent(self, app: str, prefix: str, after: str, most: int) -> AbsentPage:
+        """Returns absent sessions whose client ids begin with `prefix`, at most `most`.
+
+        after: the cursor of an earlier page; "": from the beginning. A page examines a bounded number of sessions, so it may be
+        empty although its cursor is not. Raises ValueError if `after` is not a cursor, and Refused(503).
         """
 
     async def confirm(self, due: Collection[DueSession]) -> None:

@@ -11,9 +11,11 @@ from push1st.console.assets import Assets
 from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import ConsoleContext, ConsolePart
 from push1st.console.guard import Guard
+from push1st.console.history import HistoryList
 from push1st.console.hooks import HookList
 from push1st.console.live import Live
 from push1st.console.login import Login
+from push1st.console.mqtt import MqttLists
 from push1st.console.passwords import stored
 from push1st.console.sessions import OperatorSessions
 from push1st.console.site import KEEP_ALIVE_SECONDS, ConsoleHandlers, ConsoleListener, Site
@@ -21,17 +23,18 @@ from push1st.console.version import Version
 from push1st.console.wire import ConsoleWire
 from push1st.core.node import Node
 from push1st.transports.context import EdgeContext
+from push1st.transports.mqtt.clients import MqttClients
 
-PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList)
+PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList, HistoryList, MqttLists)
 
 
 class Console:
     """The console of a worker. Parameters: see `ConsoleContext`."""
 
-    def __init__(self, node: Node, edge: EdgeContext, name: str, number: int) -> None:
+    def __init__(self, node: Node, edge: EdgeContext, name: str, number: int, clients: MqttClients | None = None) -> None:
         config = edge.config.console
         self._wire = ConsoleWire(node, name)
-        context = ConsoleContext(node, edge, self._wire, name, number)
+        context = ConsoleContext(node, edge, self._wire, name, number, clients)
         parts = [part(context) for part in PARTS]
         self._edge = edge
         self._endpoints = [endpoint for part in parts for endpoint in part.endpoints]

@@ -17,6 +17,7 @@ from push1st.core.node import Node
 from push1st.eager import MaybeAwaitable
 from push1st.errors import Refused
 from push1st.transports.context import EdgeContext
+from push1st.transports.mqtt.clients import MqttClients
 
 MAX_BODY = 1 << 20
 """the maximum number of bytes of the body of a call"""
@@ -94,15 +95,19 @@ class ConsoleContext:
     config: a function that returns the current configuration.
     name: the name of this worker's node in the broker.
     number: the number of this worker.
+    clients: the MQTT clients of this worker.
     """
 
-    def __init__(self, node: Node, edge: EdgeContext, wire: ConsoleWire, name: str, number: int) -> None:
+    def __init__(
+        self, node: Node, edge: EdgeContext, wire: ConsoleWire, name: str, number: int, clients: MqttClients | None = None
+    ) -> None:
         self.node = node
         self.edge = edge
         self.config: Callable[[], Config] = lambda: edge.config
         self.wire = wire
         self.name = name
         self.number = number
+        self.clients = clients
 
     def action(self, call: ConsoleCall, action: str, app: str, target: str) -> None:
         """Logs an action of an operator, such as the end of a connection."""

@@ -177,7 +177,8 @@ class Server:
         if config.console.listens:
             from push1st.console import Console  # nothing of the console is imported if it is off
 
-            self._console = Console(self.node, self.context, self.name, 0 if self._siblings is None else self._siblings.number)
+            number = 0 if self._siblings is None else self._siblings.number
+            self._console = Console(self.node, self.context, self.name, number, self._mqtt_clients)
             await self._console.open()
         for bound in self._sockets:
             context = certificates.contexts.get(bound.role)

@@ -13,11 +13,13 @@ are missing. So connected clients keep their sessions when the server loses its 
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from push1st import logs
+from push1st.brokers.redis.absent import absent_sessions
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.resp import Argument
 from push1st.brokers.redis.scripts import (
@@ -94,6 +96,7 @@ class RedisSessions:
         self.logs = logs
         self.on_taken_over: Callable[[str, str, int], Awaitable[None]] = ignore_takeover
         self.copy_of: Callable[[str, str, int], SavedSession | None] = no_copy
+        self.absent = partial(absent_sessions, shards)
         self._shards = shards
         self._node = context.node
         self._metrics = context.metrics

@@ -15,11 +15,13 @@ from typing import Any
 import msgspec
 
 from push1st import logs
+from push1st.brokers.listing import RetainedPage
+from push1st.brokers.redis.listing import names_in
 from push1st.brokers.redis.retained import decode_stored
-from push1st.brokers.redis.scripts import COUNT_RETAINED, READ_RETAINED
+from push1st.brokers.redis.scripts import COUNT_RETAINED, DROP_RETAINED, READ_RETAINED
 from push1st.brokers.redis.shard import Shard
 from push1st.brokers.redis.shards import Shards
-from push1st.brokers.retained import NO_DATA, fitting
+from push1st.brokers.retained import LISTED_BYTES, NO_DATA, fitting
 from push1st.errors import Refused
 from push1st.messages import Message
 
@@ -126,6 +128,24 @@ class ShardedRetained:
         calls = [shard.connection.call(*shard.keys.command(READ_RETAINED, app, size, *names)) for shard, names in parts.items()]
         replies = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
         return list(zip(parts.values(), replies, strict=True))
+
+    # Lists
+
+    async def listed(self, app: str, prefix: str, after: str, most: int) -> RetainedPage:
+        sets = [(shard, shard.keys.key(key, app)) for shard in self._shards.all for key in (RETAINED_NAMES, CACHED_NAMES)]
+        found, following, examined = await names_in(sets, prefix, after, most)
+        messages: Sequence[Message | None] = ()
+        if found:
+            messages = await self.read(app, [one.name for one in found], LISTED_BYTES)
+        if len(messages) < len(found):
+            following = found[len(messages) - 1].after
+        return RetainedPage(tuple([one for one in messages if one is not None]), following, examined)
+
+    async def drop(self, app: str, channel: str) -> bool:
+        found = await self.read(app, [channel], LISTED_BYTES)
+        shard = self._shards.of(app, channel)
+        await shard.connection.call(*shard.keys.command(DROP_RETAINED, app, channel))
+        return found[0] is not None
 
     # Metrics
 

@@ -1,7 +1,7 @@
 """The connected MQTT clients of a worker by their client ids, and the settings that their connections share."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -49,6 +49,10 @@ class ClientConnection(LostConnection, Protocol):
     @property
     def has_place(self) -> bool:
         """See `MqttSession`."""
+
+    @property
+    def began(self) -> float:
+        """When the connection began, on the clock of `Sweep.now`."""
 
     def take_over(self) -> None:
         """Ends the connection, because a newer connection has the client id."""
@@ -194,6 +198,11 @@ class MqttClients:
         times = self._takeovers.setdefault(key, [])
         times.append(self.context.node.clock.monotonic())
         del times[:-MAX_TAKEOVERS]
+
+    @property
+    def connections(self) -> Mapping[tuple[str, str], tuple[ClientSession, ClientConnection]]:
+        """The clients by the app's id and the client id."""
+        return self._connections
 
     def is_connected(self, app: str, client_id: str) -> bool:
         """Returns whether a connection has a client id. app: the id of the app."""

@@ -42,7 +42,6 @@ class MqttOutput(ClientSocket):
     """The output of a connection, and the outlet of its session (`core.app.Outlet`)."""
 
     __slots__ = (
-        "_began",
         "_bucket",
         "_clients",
         "_decoder",
@@ -59,6 +58,7 @@ class MqttOutput(ClientSocket):
         "_seen",
         "_session",
         "_waits",
+        "began",
     )
 
     def __init__(self, clients: MqttClients) -> None:
@@ -79,7 +79,9 @@ class MqttOutput(ClientSocket):
         """whether the slice must read the clock, because another piece of the input was decoded"""
         self._keep_alive = 0.0
         """maximum seconds between two packets of the client; 0 stands for no maximum"""
-        self._seen = self._began = 0.0
+        self.began = 0.0
+        """see `ClientConnection`"""
+        self._seen = 0.0
         self._waits = False
         """whether a packet waits, so that no further packet may be applied"""
         self._pending = 0
@@ -177,7 +179,7 @@ class MqttOutput(ClientSocket):
         if self._is_admitted:
             code = reason if reason is not None else disconnect
             name = NO_CLOSE_FRAME if code is None else reasons.end_label(code)
-            self._context.node.metrics.end(client.wire.name, name, self._context.sweep.now - self._began)
+            self._context.node.metrics.end(client.wire.name, name, self._context.sweep.now - self.began)
         self._clients.release(client.app.config.id, session.client_id, self)
         session.leave(disconnect != ReasonCode.SUCCESS and self._is_admitted, reason == ReasonCode.SESSION_TAKEN_OVER)
 
