@@ -226,12 +226,14 @@ export async function signIn(password) {
   session.set("in");
 }
 
+/** Ends the session, and loads the page again, so that it keeps nothing that the operator has seen. */
 export async function signOut() {
   try {
     await call("POST", "logout");
-  } finally {
-    live.close();
-    session.set("out");
+    location.hash = "";
+    location.reload();
+  } catch (problem) {
+    notice.set(/** @type {Error} */ (problem).message);
   }
 }
 

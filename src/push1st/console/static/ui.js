@@ -148,7 +148,7 @@ export function Missing({ data }) {
   const names = data?.missing ?? [];
   if (!names.length) return null;
   return html`<p class="problem" role="status">
-    ${names.length === 1 ? "One node has not answered" : `${whole(names.length)} nodes have not answered`}, so this list lacks what they serve:
+    ${names.length === 1 ? "One node has not answered" : `${whole(names.length)} nodes have not answered`}, so the page lacks what they serve:
     ${" "}<${Text} of=${names.slice(0, 10).join(", ")} />${names.length > 10 && " …"}
   </p>`;
 }
