@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from the code: `python docs/generate.py`; `--check` only checks whether the page is up to date.
+"""Writes docs/configuration.md from the code, and the console's remedies of errors from docs/errors.md.
+
+Run `python docs/generate.py`; with `--check`, it only checks whether both files are up to date.
 
 The permitted values of a key come from the error message of its reader. The default is that of the struct that the key
 fills, and the meaning comes from that struct's docstring. `ABOUT` has the texts that are too long for a docstring.
@@ -26,6 +28,7 @@ from push1st.config.tree import Value
 from push1st.errors import ConfigError
 
 PAGE = Path(__file__).with_name("configuration.md")
+REMEDIES = Path(config.__file__).parents[1] / "console" / "remedies.json"
 Path_ = tuple[str, ...]
 
 ABOUT: dict[str, str] = {
@@ -614,15 +617,46 @@ def _planned() -> dict[str, str]:
         return {f"APP.{where[4:]}" if where.startswith("app.") else where: text for where, _, text in split}
 
 
+def remedies() -> str:
+    """Returns the rows of docs/errors.md that describe messages, close codes and statuses, for the console's inspector.
+
+    Each row has the section's anchor, the message with `…` for values, and the remedy without Markdown.
+    """
+    found = []
+    section = title = ""
+    for line in PAGE.with_name("errors.md").read_text().splitlines():
+        heading = re.match(r"(##+) (.*)", line)
+        if heading:
+            section = heading[2] if heading[1] == "##" else section
+            title = heading[2]
+        row = re.match(r"\| (`?)(.+?)\1 \| (.*) \|$", line)
+        if row is None or "`, `" in row[2]:
+            continue
+        anchor = re.sub(r"[^a-z0-9 -]", "", title.lower()).replace(" ", "-")
+        if section == "Messages" and row[1]:
+            found.append([anchor, row[2], _plain(row[3])])
+        elif section in ("HTTP statuses", "Close codes") and row[2].isdecimal():
+            meaning, _, what = row[3].partition(" | ")
+            found.append([anchor, row[2], _plain(what or meaning)])
+    lines = (msgspec.json.encode(one).decode() for one in found)
+    return "[\n" + ",\n".join(lines) + "\n]\n"
+
+
+def _plain(text: str) -> str:
+    """Removes links, emphasis and code marks of Markdown."""
+    return re.sub(r"\[([^]]+)\]\([^)]*\)|\*(\w+)\*", r"\1\2", text).replace("`", "")
+
+
 def main() -> int:
-    text = page()
+    files = {PAGE: page(), REMEDIES: remedies()}
     if "--check" not in sys.argv[1:]:
-        PAGE.write_text(text)
+        for path, text in files.items():
+            path.write_text(text)
         return 0
-    if PAGE.exists() and PAGE.read_text() == text:
-        return 0
-    print(f"{PAGE.name} is out of date: python docs/generate.py", file=sys.stderr)
-    return 1
+    old = [path.name for path, text in files.items() if not path.exists() or path.read_text() != text]
+    if old:
+        print(f"{', '.join(old)} is out of date: python docs/generate.py", file=sys.stderr)
+    return 1 if old else 0
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 Rejections are logged only at `log.level: debug`, so that strangers cannot fill the log of a working server. At other levels,
 `Refusals.log` returns at once. At most `MAX_LINES` lines are logged a second; the next logged line contains the number
 of omitted lines. If a client sends a secret in place of a key, the error contains the secret, and the log masks the secret.
+
+While an operator watches rejections (`core/tap.py`), the tap gets all of them, also at other levels.
 """
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,16 +21,68 @@ MAX_LINES = 20
 SHOWN_KEY = 64
 """if an error shortens a long key or id, at least this number of characters stays; so the log also masks such parts of secrets"""
 
+MAX_START = 8
+"""the maximum number of characters by which a secret is found in a text"""
+
 log = logs.get("push1st.refusals")
+
+
+class RefusalTap(Protocol):
+    """Shows rejections to operators."""
+
+    def refused(self, event: str, code: int, reason: str, where: Mapping[str, Any], mask: Callable[[Any], Any]) -> None:
+        """Shows a rejection. The first four parameters are those of `Refusals.log`, with all secrets; `mask` removes secrets."""
+
+
+class Secrets:
+    """The secrets that are masked in texts. A text is compared with the secrets that begin with the same characters."""
+
+    __slots__ = ("_known", "_size", "_starts")
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._size = MAX_START
+        self._starts: dict[str, list[str]] = {}
+        """the secrets by their first `_size` characters, the longest first"""
+
+    def add(self, secrets: Iterable[str]) -> None:
+        new = {secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY)} - self._known
+        self._known |= new
+        shortest = min(map(len, new), default=self._size)
+        if shortest < self._size:
+            self._size, self._starts, new = shortest, {}, self._known
+        for secret in new:
+            found = self._starts.setdefault(secret[: self._size], [])
+            found.append(secret)
+            found.sort(key=len, reverse=True)
+
+    def mask(self, value: Any) -> Any:
+        """Returns a text without the secrets; returns other values unchanged."""
+        if not self._known or not isinstance(value, str):
+            return value
+        size, starts = self._size, self._starts
+        parts, done, at = [], 0, 0
+        while at <= len(value) - size:
+            for secret in starts.get(value[at : at + size], ()):
+                if value.startswith(secret, at):
+                    parts += [value[done:at], logs.MASK]
+                    done = at = at + len(secret)
+                    break
+            else:
+                at += 1
+        return "".join((*parts, value[done:])) if parts else value
 
 
 class Refusals:
     """Logs the rejections of one worker, but logs nothing before `enable` is called."""
 
-    __slots__ = ("_bucket", "_clock", "_known", "_left_out", "_secrets", "enabled")
+    __slots__ = ("_bucket", "_clock", "_left_out", "_secrets", "enabled", "tap")
 
     def __init__(self) -> None:
         self.enabled = False
+        self.tap: RefusalTap | None = None
+        self._secrets: Secrets | None = None
+        """the secrets of all apps; None until something is logged or watched"""
 
     def enable(self, clock: Callable[[], float], secrets: Iterable[str]) -> None:
         """Begins to log rejections.
@@ -40,19 +94,23 @@ class Refusals:
         self._clock = clock
         self._bucket = Bucket(MAX_LINES, clock())
         self._left_out = 0
-        self._known: set[str] = set()
-        self._secrets: re.Pattern[str] | None = None
-        # The pattern of all known secrets; None if it is outdated. The next line of the log renews it, so that a reload that
-        # changes thousands of apps does not renew it for each app.
-        self.mask(*secrets)
+        self._hide(secrets)
+
+    def watch(self, tap: RefusalTap | None, secrets: Iterable[str]) -> None:
+        """Begins to pass the rejections to a tap, or ends this. `secrets`: the secrets of all apps."""
+        self.tap = tap
+        if tap is not None:
+            self._hide(secrets)
+
+    def _hide(self, secrets: Iterable[str]) -> None:
+        if self._secrets is None:
+            self._secrets = Secrets()
+        self._secrets.add(secrets)
 
     def mask(self, *secrets: str) -> None:
         """Masks further secrets in the log. Earlier secrets stay masked, because clients may still send earlier secrets."""
-        if self.enabled:
-            new = {secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY)} - self._known
-            if new:
-                self._known |= new
-                self._secrets = None
+        if self._secrets is not None:
+            self._secrets.add(secrets)
 
     def log(self, event: str, code: int, reason: str, **where: object) -> None:
         """Logs a rejection.
@@ -60,24 +118,21 @@ class Refusals:
         `code`, `reason`: the code and the text of the error.
         `where`: further fields of the line; fields without a value are omitted.
         """
+        if self.tap is not None:
+            assert self._secrets is not None
+            self.tap.refused(event, code, reason, where, self._secrets.mask)
         if not self.enabled:
             return
+        assert self._secrets is not None
         if not self._bucket.take(self._clock()):
             self._left_out += 1
             return
         if self._left_out:
             where["left_out"], self._left_out = self._left_out, 0
-        fields = {name: self._without_secrets(value) for name, value in where.items() if value}
-        log.debug(event, code=int(code), reason=self._without_secrets(reason), **fields)
+        fields = {name: self._secrets.mask(value) for name, value in where.items() if value}
+        log.debug(event, code=int(code), reason=self._secrets.mask(reason), **fields)
 
     def log_answer(self, event: str, response: Response, **where: object) -> None:
         """Writes a log line about a rejected request. The JSON body of `response` contains the reason."""
-        if self.enabled:
+        if self.enabled or self.tap is not None:
             self.log(event, int(response.status), msgspec.json.decode(response.body)["error"], **where)
-
-    def _without_secrets(self, value: object) -> object:
-        if not self._known or not isinstance(value, str):
-            return value
-        if self._secrets is None:
-            self._secrets = re.compile("|".join(map(re.escape, sorted(self._known, key=len, reverse=True))))
-        return self._secrets.sub(logs.MASK, value)

@@ -50,6 +50,10 @@ def test_configuration_page_matches_the_code() -> None:
     assert page("configuration.md") == generator().page(), "run: python docs/generate.py"
 
 
+def test_remedies_of_the_console_match_the_page_of_errors() -> None:
+    assert (SOURCE / "console" / "remedies.json").read_text() == generator().remedies(), "run: python docs/generate.py"
+
+
 # -- errors
 
 

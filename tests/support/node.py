@@ -19,7 +19,7 @@ from push1st.core.filters import FilterRights, rights_of
 from push1st.core.node import Node
 from push1st.core.session import Session
 from push1st.eager import resolve
-from push1st.hooks import Decision, HookOperations, Status
+from push1st.hooks import Decision, HookOperations, HookTap, Status
 from push1st.hooks.events import Question
 from push1st.hooks.operations import Operations
 from push1st.limits import Limits
@@ -56,6 +56,7 @@ class Hooks:
         self.queues: dict[str, int] = {}
         self.waits: asyncio.Future[None] | None = None
         self.operations: HookOperations = Operations(None, lambda _: (), lambda *_: None)
+        self.tap: HookTap | None = None
 
     def on_event(self, event: HookEvent) -> None:
         self.hook_events.append(event)

@@ -1,4 +1,4 @@
-"""The command line: init · serve · reload · status · check · app · token · publish · subscribe · history · console · version.
+"""The command line. Commands: init serve reload status check app token publish subscribe history console watch version.
 
 `arguments` defines the options of all commands, and names the function that runs each command.
 The module of a command is imported only when this command runs. With several workers, the process of `serve` is the

@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     _add_subscribe(commands)
     _add_history(commands)
     _add_console(commands)
+    _add_watch(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run="version:run")
     return root
@@ -323,6 +324,35 @@ def _add_console(commands: Any) -> None:
         "console.password in the configuration.",
     )
     password.set_defaults(run="console:run_password")
+
+
+def _add_watch(commands: Any) -> None:
+    watch = commands.add_parser(
+        "watch",
+        help="show what happens on all workers",
+        description="Prints what happens on all workers and machines, as the inspector of the console does: an event is a line "
+        "of JSON. Without options it prints all events. The password of the console is $PUSH1ST_CONSOLE_PASSWORD, or that of the "
+        "configuration, or it is typed. A lost connection is opened again.",
+        epilog="KINDS: connected, disconnected, subscribed, unsubscribed, signed-in, published, client-event, refused, cut-off, "
+        'webhook-delivered, webhook-failed, asked. A line {"dropped": {KIND: N}} counts the events that were left out, because '
+        "more than 2000 events a second happened on a worker. Exit codes: 0 after --count events; 1: the console was not "
+        "reached, or it rejected the password or the filter; 130: Ctrl-C.",
+    )
+    _config_option(watch, "take the address and the origin of the console from this configuration (or $PUSH1ST_CONFIG)")
+    watch.add_argument("--url", help="the console (default: that of the configuration, or http://127.0.0.1:6003)")
+    watch.add_argument("--app", help="only events of this app")
+    watch.add_argument(
+        "--channel", metavar="NAME", help="only events on channels that begin with NAME; with *: on channels that match NAME"
+    )
+    watch.add_argument(
+        "--what", type=lambda text: text.split(","), metavar="KINDS", help="only these kinds of events, with commas between"
+    )
+    watch.add_argument("--socket", metavar="ID", help="only events of this connection")
+    watch.add_argument("--user", metavar="ID", help="only events of this user")
+    watch.add_argument("--ip", metavar="ADDRESS", help="only events of clients at this address")
+    watch.add_argument("--data", action="store_true", help="also show the data of published events, at most 2 KB of each")
+    watch.add_argument("--count", type=int, default=0, metavar="N", help="stop after so many events (default: never)")
+    watch.set_defaults(run="watch:run")
 
 
 def workers(text: str) -> int | str:

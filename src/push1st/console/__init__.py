@@ -13,6 +13,7 @@ from push1st.console.endpoints import ConsoleContext, ConsolePart
 from push1st.console.guard import Guard
 from push1st.console.history import HistoryList
 from push1st.console.hooks import HookList
+from push1st.console.inspector import Inspector
 from push1st.console.live import Live
 from push1st.console.login import Login
 from push1st.console.mqtt import MqttLists
@@ -25,7 +26,7 @@ from push1st.core.node import Node
 from push1st.transports.context import EdgeContext
 from push1st.transports.mqtt.clients import MqttClients
 
-PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList, HistoryList, MqttLists)
+PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList, HistoryList, MqttLists, Inspector)
 
 
 class Console:

@@ -1,12 +1,11 @@
 """Signs operators in and out: the sessions of this worker, and the sessions that ended on other workers.
 
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
-sends the end of a session to all workers until they confirm it, and a new worker requests the ended sessions of the others.
+sends the end of a session to all workers, and a new worker requests the ended sessions of the others.
 """
 
-import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable
 
 import msgspec
 
@@ -19,8 +18,7 @@ from push1st.errors import Refused
 from push1st.messages import Response
 
 ENDED, ALL_ENDED = "session-ended", "sessions-ended"
-"""the kinds of the requests between workers: to end sessions, and for all ended sessions"""
-RESEND_SECONDS = 5.0
+"""the kinds of the messages between workers: a session has ended, and a request for all ended sessions"""
 _ended = msgspec.msgpack.Decoder(dict[str, int])
 
 log = logs.get("push1st.console")
@@ -35,8 +33,7 @@ class ConsoleDoor:
         self._login = login
         self._sessions = sessions
         self._live = live
-        self._resending: asyncio.Task[None] | None = None
-        self._wire.serve(ENDED, self._on_ended)
+        self._wire.handle(ENDED, self._on_ended)
         self._wire.serve(ALL_ENDED, lambda _: msgspec.msgpack.encode(self._sessions.ended))
 
     def now(self) -> float:
@@ -58,28 +55,15 @@ class ConsoleDoor:
         return refusal or self._sessions.begin(secrets.token_urlsafe(16), self.now())
 
     async def sign_out(self, session: OperatorSession) -> None:
-        """Ends a session on all workers. If some do not confirm the end in time, sends it again until they do."""
-        ended = {session.nonce: session.ends}
-        self._on_ended(msgspec.msgpack.encode(ended))
-        if reason := await self._send(ended):
-            log.warning("console sign-out not confirmed by other workers", reason=reason)
-            if self._resending is None or self._resending.done():
-                self._resending = asyncio.create_task(self._resend())
-
-    async def _resend(self) -> None:
-        """Sends the ended sessions until all workers have confirmed them."""
-        while True:
-            await asyncio.sleep(RESEND_SECONDS)
-            if not await self._send(self._sessions.ended):
-                return
-
-    async def _send(self, ended: Mapping[str, int]) -> str:
-        """Sends ended sessions to all workers. Returns the reason why some have not confirmed; "" if all have."""
+        """Ends a session on all workers."""
+        packed = msgspec.msgpack.encode({session.nonce: session.ends})
+        self._on_ended(packed)
         try:
-            replies = await self._wire.request(ENDED, msgspec.msgpack.encode(ended))
+            sent = self._wire.send(ENDED, packed)
+            if isinstance(sent, Awaitable):
+                await sent
         except Refused as exc:
-            return exc.text
-        return replies.away or (f"no reply from {', '.join(replies.missing)}" if replies.missing else "")
+            log.warning("console sign-out not sent to other workers", reason=exc.text)
 
     def session(self, cookie: str) -> OperatorSession:
         """Returns the session of a cookie. Raises Refused(401)."""
@@ -96,8 +80,7 @@ class ConsoleDoor:
         """Returns the value of a session's cookie, and the seconds for which the browser keeps it."""
         return self._sessions.value(session), session.expires - int(self.now())
 
-    def _on_ended(self, packed: bytes) -> bytes:
+    def _on_ended(self, packed: bytes) -> None:
         for nonce, ends in _ended.decode(packed).items():
             self._sessions.end(nonce, ends, self.now())
             self._live.end_session(nonce)
-        return b""

@@ -11,6 +11,7 @@ from push1st.core.held import Held
 from push1st.core.histories import histories
 from push1st.core.hub import Lane, Subscriber, Subscription, Tenant
 from push1st.core.secret_use import SecretUse
+from push1st.errors import Disconnect
 from push1st.hooks.authorize import operations
 from push1st.hooks.formats import kinds
 from push1st.limits import Bucket
@@ -165,6 +166,11 @@ class App:
         if self.secret_use is not None:
             self.check_request = partial(self.check_request, older=config.older_secrets, used=self.secret_use.count)
         return leaving
+
+    def over_quota(self, most: int) -> Disconnect:
+        """Counts a connection above the app's limit, and returns the reason for its end."""
+        self.counts.refusals += 1
+        return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
     def authorize(self, client: Client, place: int | None) -> None:
         """Records that a client is authorised. `place`: the place of the secret that signed its request; None: no secret did."""

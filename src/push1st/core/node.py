@@ -45,6 +45,7 @@ from push1st.core.hub import Lane, Subscription, Wire, Write
 from push1st.core.pages import PageRegistry
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
+from push1st.core.tap import Tap
 from push1st.core.topics import ClientTopics
 from push1st.core.wildcards import Wildcards
 from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly, spawn
@@ -134,6 +135,8 @@ class Node:
         self.used: dict[str, App] = {}
         """the apps that have been used since the start of this worker, by id; removed apps are missing"""
         self.ending = EndQueue()
+        self.tap: Tap | None = None
+        """the object that shows events to operators; None while no operator watches"""
         self.on_configured: list[Callable[[AppConfig], object]] = []
         """functions that are called with each changed configuration of an app and update values derived from the configuration"""
         self.local_roster = LocalRoster()
@@ -231,7 +234,7 @@ class Node:
                 admission = admitted
                 app.uncounted.add(client)
             elif not admitted:
-                raise _over_quota(app, most)
+                raise app.over_quota(most)
         app.tenant.connect(client, client.prefix)
         if app.secret_use is not None and client.claims is not None:
             app.secret_use.add(client, client.claims.place)
@@ -247,7 +250,7 @@ class Node:
             return
         most = 0 if replaces else app.config.limits.connections
         if not await (admission or self._quotas.connect(app.config.id, most)):
-            raise _over_quota(app, most)
+            raise app.over_quota(most)
         if client.closed:  # the connection ended before the broker counted it
             await self._quotas.disconnect(app.config.id)
         app.uncounted.discard(client)
@@ -326,6 +329,8 @@ class Node:
                 raise LimitReached(403, "the connection is closed")
             lane = self.fanout.subscribe(app.tenant, client, name, wire, deliver)
             app.counts.subscribes[app.tenant.channels[name].kind.type] += 1
+            if self.tap is not None:
+                self.tap.subscribed(app, client, name, member)
             if joined.replay is not None:
                 app.tenant.channels[name].begin_at(joined.replay.position)
             if "joined" in app.hook_kinds:
@@ -352,6 +357,8 @@ class Node:
         self.fanout.flush_subscriber(client)
         member = subscriptions.pop(name).member
         app.tenant.unsubscribe(client, name)
+        if self.tap is not None:
+            self.tap.unsubscribed(app, client, name, member)
         await self._leave(app, client, name, member)
         if app.config.subscription_count:
             await self.counts.send(app, name)
@@ -438,6 +445,8 @@ class Node:
         `mqtt`: the fields that only MQTT clients use; None if no MQTT client publishes the event.
         `retain`: see `Broker.publish`.
         """
+        if self.tap is not None:
+            self.tap.published(app, channel, event, data, sender, user_id)
         id, now = stamp
         target = options.session
         if app.history is not None and options.delivery == "broadcast" and not event.startswith(INTERNAL):
@@ -484,11 +493,6 @@ class Node:
         if not count and message.event == NODE_MESSAGE:
             self.controller.on_message(message)
         return count
-
-
-def _over_quota(app: App, most: int) -> Disconnect:
-    app.counts.refusals += 1
-    return Disconnect(4004, f"Over connection quota: this app may have {most}")
 
 
 def _user_id(member: Member | None) -> str | None:

@@ -303,9 +303,9 @@ class Session:
 
         `failure`: the answer; by default, the answer has the code, text and channel of the exception.
         """
-        metrics = self.node.metrics
-        metrics.refusals[str(refused.code)] += 1
-        self._count("command refused", refused, failure.channel if failure is not None else None)
+        self.node.metrics.refusals[str(refused.code)] += 1
+        event = "command refused" if failure is None or failure.code is not None else "sign-in refused"
+        self._count(event, refused, failure.channel if failure is not None else None)
         if self._may_be_refused():
             self.outlet.send(failure or Failure(refused.code, refused.text, refused.channel))
         # The client exceeds `MAX_REFUSALS`. The command gets no answer. Errors 429 (an event above the rate limit; Pusher
@@ -313,7 +313,7 @@ class Session:
         elif refused.code in (429, 503):
             self.charge()
         else:
-            metrics.cut_offs["flood"] += 1
+            self.node.metrics.cut_offs["flood"] += 1
             self.outlet.close(1008, "too many bad messages")
 
     def _count(self, event: str, refused: Refused, channel: str | None) -> None:

@@ -11,6 +11,7 @@ from push1st.core.app import App, Client
 from push1st.core.fanout import Fanout
 from push1st.core.held import Held
 from push1st.core.hub import Lane, Subscriber
+from push1st.core.tap import Tap
 from push1st.core.topics import ClientTopics
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
@@ -21,13 +22,14 @@ from push1st.positions import Position
 class SignIns:
     """Signs clients in and out, and holds events for clients that are about to subscribe."""
 
-    __slots__ = ("_clock", "_fanout", "_topics", "_users")
+    __slots__ = ("_clock", "_fanout", "_topics", "_users", "tap")
 
     def __init__(self, topics: ClientTopics, fanout: Fanout, clock: Clock) -> None:
         self._topics = topics
         self._fanout = fanout
         self._clock = clock
         self._users: Users
+        self.tap: Tap | None = None
 
     def open(self, users: Users) -> None:
         self._users = users
@@ -57,6 +59,8 @@ class SignIns:
                 raise LimitReached(403, "the connection is closed")
             lanes = {name: self._fanout.subscribe(app.tenant, client, name) for name in topics}
             signed_in = True
+            if self.tap is not None:
+                self.tap.signed_in(app, client, user.id)
         finally:
             if not signed_in:
                 if self.drop_held(app, client):

@@ -96,8 +96,41 @@ class Decision(msgspec.Struct, frozen=True):
     data: bytes | None = None
 
 
+class Attempt(msgspec.Struct, frozen=True):
+    """An attempt to deliver hook events.
+
+    endpoint: the URL of the endpoint, without secrets.
+    channels, events: the channels of the events, and the number of events.
+    number: 1 for the first attempt of a delivery, 2 for the first retry.
+    size: the number of bytes of the body.
+    error: why the endpoint did not accept the delivery; "" if it did.
+    """
+
+    app: str
+    endpoint: str
+    channels: tuple[str, ...]
+    events: int
+    number: int
+    size: int
+    seconds: float
+    error: str
+
+
+class HookTap(Protocol):
+    """Shows deliveries and decisions to operators (`core/tap.py`)."""
+
+    def attempted(self, attempt: Attempt) -> None:
+        """Shows an attempt to deliver hook events."""
+
+    def asked(self, question: Question, decision: Decision, seconds: float) -> None:
+        """Shows a decision that a backend has made in `seconds`. A decision from the cache is not shown."""
+
+
 class Hooks(Protocol):
     """The interface through which a worker's node uses hooks."""
+
+    tap: HookTap | None
+    """the object that shows deliveries and decisions; None while no operator watches"""
 
     def on_event(self, event: HookEvent) -> None:
         """Queues a hook event for the endpoints that want events of this kind. This method never waits."""

@@ -17,7 +17,7 @@ from push1st.clock import Clock
 from push1st.config.model import QUESTIONS, AppConfig
 from push1st.eager import spawn
 from push1st.errors import Refused
-from push1st.hooks import Decision, HookTransport, NotDelivered, OpenTransport, Target, shown
+from push1st.hooks import Decision, HookTap, HookTransport, NotDelivered, OpenTransport, Target, shown
 from push1st.hooks.events import MQTT_CODES, Connecting, Question
 from push1st.hooks.formats import matcher, target
 from push1st.jsontext import decode
@@ -95,6 +95,7 @@ class Authorizer:
         self._endpoints: dict[tuple[str, str], AuthorizeEndpoint] = {}
         self._cached: OrderedDict[tuple[AuthorizeEndpoint, bytes], tuple[float, Decision]] = OrderedDict()
         self._folder = folder
+        self.tap: HookTap | None = None
         self._retired: dict[HookTransport, asyncio.TimerHandle] = {}
         """transports of endpoints that the configuration no longer contains, each with the timer that closes the transport"""
         for app in apps:
@@ -132,6 +133,16 @@ class Authorizer:
                 self._decisions["cached"] += 1
                 return cached[1]
             del self._cached[key]
+        if self.tap is None:
+            return await self._ask(endpoint, question, key)
+        started = self._clock.monotonic()
+        decision = await self._ask(endpoint, question, key)
+        if (tap := self.tap) is not None:
+            tap.asked(question, decision, self._clock.monotonic() - started)
+        return decision
+
+    async def _ask(self, endpoint: AuthorizeEndpoint, question: Question, key: tuple[AuthorizeEndpoint, bytes]) -> Decision:
+        """Returns the backend's decision, by a request. `key`: the decision's key in the cache."""
         try:
             reply = decode(_decoder, await self._request(endpoint, _encode(question)))
             decision = _decision(question, reply)

@@ -16,7 +16,7 @@ import msgspec
 from push1st import logs
 from push1st.clock import Clock
 from push1st.config.model import AppConfig, HooksConfig
-from push1st.hooks import TRANSPORTS, Format, HookTransport, Status, Target
+from push1st.hooks import TRANSPORTS, Format, HookTap, HookTransport, Status, Target
 from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
 from push1st.hooks.endpoint import HookEndpoint
@@ -108,6 +108,15 @@ class HookDispatcher:
         """removed endpoints, each with the task that waits until the queue of the endpoint is empty"""
         for app in apps:
             self._configure(app)
+
+    @property
+    def tap(self) -> HookTap | None:
+        """See `Hooks`."""
+        return self._authorizer.tap
+
+    @tap.setter
+    def tap(self, tap: HookTap | None) -> None:
+        self._authorizer.tap = tap
 
     def configure(self, app: AppConfig) -> None:
         """Applies a changed configuration of an app.

@@ -13,7 +13,7 @@ from typing import Protocol
 from push1st import logs
 from push1st.clock import Clock
 from push1st.eager import spawn
-from push1st.hooks import HookDetails, HookTransport, NotDelivered, OpenTransport, Status, shown
+from push1st.hooks import Attempt, HookDetails, HookTap, HookTransport, NotDelivered, OpenTransport, Status, shown
 from push1st.hooks.formats import Wanted, body, fingerprint
 from push1st.hooks.queue import OVERHEAD, Delivery, Queue
 from push1st.messages import HookEvent
@@ -41,6 +41,8 @@ class HookContext(Protocol):
     def attempts(self) -> Counter[str]: ...
     @property
     def seconds(self) -> Histogram: ...
+    @property
+    def tap(self) -> HookTap | None: ...
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
         """Writes lost events to the folder of dead letters, if the configuration has a folder."""
@@ -133,19 +135,21 @@ class HookEndpoint:
 
     async def _deliver(self, delivery: Delivery) -> None:
         context, queue, wanted = self._context, self.queue, self.wanted
+        started, error = context.clock.monotonic(), ""
         try:
             if self._transport is None:
                 self._transport = context.open_transport(wanted.target)
-            started = context.clock.monotonic()
             try:
                 await self._transport.deliver(delivery.id, delivery.body)
             finally:
                 context.seconds.observe(context.clock.monotonic() - started)
         except NotDelivered as exc:
-            self._fail(delivery, exc.kind, exc.text, exc.status)
+            error = exc.text
+            self._fail(delivery, exc.kind, error, exc.status)
         except Exception as exc:  # the delivery must not be lost because of a defect of the server
             log.exception("internal error", where="hooks", endpoint=self.name)
-            self._fail(delivery, "internal-error", type(exc).__name__)
+            error = type(exc).__name__
+            self._fail(delivery, "internal-error", error)
         else:
             queue.done(delivery)
             context.attempts["delivered"] += 1
@@ -154,6 +158,10 @@ class HookEndpoint:
             if self._failing:
                 self._failing = False
                 log.info("hook endpoint accepts events again", app=wanted.target.app, endpoint=self.name)
+        if context.tap is not None:
+            seconds, number = context.clock.monotonic() - started, delivery.attempts + (not error)
+            app, channels, size = wanted.target.app, delivery.channels, len(delivery.body)
+            context.tap.attempted(Attempt(app, self.name, channels, delivery.count, number, size, seconds, error))
 
     def _fail(self, delivery: Delivery, kind: str, text: str, status: int | None = None) -> None:
         context = self._context

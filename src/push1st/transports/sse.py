@@ -283,6 +283,8 @@ class EventStream(Takeover):
             resumption=BY_POSITION,
         )
         node.metrics.opened["sse"] += 1
+        if node.tap is not None:
+            node.tap.connected(request.app, session)
         self._began = context.sweep.now
         return session
 
@@ -419,7 +421,10 @@ class EventStream(Takeover):
         if session is not None:
             if reason:
                 session.log_end(code, reason)
-            self._context.node.metrics.end("sse", code, self._context.sweep.now - self._began)
+            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node.metrics.end("sse", code, seconds)
+            if node.tap is not None:
+                node.tap.disconnected(session.app, session, code, seconds)
             session.detach()
 
     def lost(self, request: object) -> None:

@@ -90,6 +90,8 @@ class WebSocketOutput(ClientSocket):
         node.fanout.direct(session, self._switch)
         self._switch = b""
         node.metrics.opened[self.codec.name] += 1
+        if node.tap is not None:
+            node.tap.connected(session.app, session)
 
     def take_over(self) -> None:
         """Takes over the socket from the HTTP connection, and starts the deadlines of the WebSocket."""
@@ -177,7 +179,10 @@ class WebSocketOutput(ClientSocket):
     def _leave(self, code: int = NO_CLOSE_FRAME) -> None:
         session, self._session = self._session, None
         if session is not None:
-            self._context.node.metrics.end(self.codec.name, code, self._context.sweep.now - self._began)
+            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node.metrics.end(self.codec.name, code, seconds)
+            if node.tap is not None:
+                node.tap.disconnected(session.app, session, code, seconds)
             session.detach()
 
     def _release(self) -> None:

@@ -130,6 +130,8 @@ class XhrSession:
             self.delivery.begin()
         self._detach()
         node.metrics.opened[self.codec.name] += 1
+        if node.tap is not None:
+            node.tap.connected(app, session)
         node.fanout.direct(session, OPEN_FRAME)
         context.open.add(self)
         if app.config.authorized_only:
@@ -305,7 +307,10 @@ class XhrSession:
             self.input.drop()
         self._context.open.discard(self)
         if not self.closing:
-            self._context.node.metrics.end(self.codec.name, code, self._context.sweep.now - self._began)
+            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node.metrics.end(self.codec.name, code, seconds)
+            if node.tap is not None:
+                node.tap.disconnected(self._session.app, self._session, code, seconds)
             self._context.addresses.leave(self.address)
             self._session.expire()
 

@@ -10,9 +10,9 @@ import pytest
 
 from push1st.config.model import Authorize
 from push1st.errors import Refused
-from push1st.hooks import Decision, NotDelivered, Target
+from push1st.hooks import Attempt, Decision, NotDelivered, Target
 from push1st.hooks.authorize import MAX_CACHED, MAX_MESSAGE, UNDECIDED, Authorizer, operations
-from push1st.hooks.events import Connecting, Publishing, Subscribing
+from push1st.hooks.events import Connecting, Publishing, Question, Subscribing
 from tests.support.loop import Clock
 from tests.support.node import APP, app_config
 
@@ -237,3 +237,20 @@ async def test_a_changed_endpoint_is_requested_without_cached_replies():
     assert asking.backend.target.url == "http://new/"
     assert len(asking.authority._retired) == 1
     await asking.authority.close()
+
+
+async def test_decision_is_shown_while_an_operator_watches_unless_it_comes_from_the_cache() -> None:
+    class Tap:
+        def __init__(self) -> None:
+            self.asked_: list[tuple[Question, Decision, float]] = []
+
+        def attempted(self, attempt: Attempt) -> None: ...
+
+        def asked(self, question: Question, decision: Decision, seconds: float) -> None:
+            self.asked_.append((question, decision, seconds))
+
+    asking = Asking(cache=5)
+    asking.authority.tap = tap = Tap()
+    for _ in range(2):
+        await asking.decide(CONNECTING)
+    assert tap.asked_ == [(CONNECTING, Decision(), 0.0)]

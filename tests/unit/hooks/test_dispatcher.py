@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from push1st.config.model import Hook, HooksConfig, Webhook
-from push1st.hooks import Target
+from push1st.hooks import Attempt, Decision, Target
+from push1st.hooks.events import Question
 from push1st.hooks.store import Store
 from push1st.messages import HOLD_SECONDS, HookEvent, Phase
 from tests.support.hook_board import Board, HookEndpoint
@@ -453,3 +454,32 @@ async def test_an_app_without_queued_events_has_the_age_0():
     board = Board(A)
     assert board.board.oldest() == {"app-test": 0}
     await board.board.close(0)
+
+
+async def test_each_attempt_is_shown_while_an_operator_watches() -> None:
+    class Tap:
+        def __init__(self) -> None:
+            self.attempts: list[Attempt] = []
+
+        def attempted(self, attempt: Attempt) -> None:
+            self.attempts.append(attempt)
+
+        def asked(self, question: Question, decision: Decision, seconds: float) -> None: ...
+
+    board = Board(A)
+    board.fail()
+    board.on_event("occupied")
+    await turns()
+    board.board.tap = tap = Tap()
+    board.clock.advance(2)
+    board.on_event("occupied", channel="d")
+    await turns()
+    board.at["http://a/"].fails = False
+    board.clock.advance(5)
+    board.on_event("occupied", channel="e")
+    await turns()
+    found = [(one.channels, one.number, one.error) for one in tap.attempts]
+    assert found[0] == (("c",), 2, "answered 500")
+    assert (("c",), 3, "") in found
+    assert {(one.app, one.endpoint, one.events) for one in tap.attempts} == {(APP, "http://a/", 1)}
+    assert tap.attempts[0].size == len(board.at["http://a/"].told[0][1])

@@ -283,6 +283,8 @@ class MqttConnection(MqttInput):
             frame = encode.connack(msgspec.structs.replace(connack, session_present=True), packet.version)
         self._is_admitted, self._packet, self._peer = True, None, None
         self._context.node.metrics.opened[client.wire.name] += 1
+        if client.node.tap is not None:
+            client.node.tap.connected(client.app, client)
         self.began = self._context.sweep.now
         if settings.publishes:
             self._bucket = Bucket(settings.publishes, self._context.node.clock.monotonic())

@@ -179,7 +179,10 @@ class MqttOutput(ClientSocket):
         if self._is_admitted:
             code = reason if reason is not None else disconnect
             name = NO_CLOSE_FRAME if code is None else reasons.end_label(code)
-            self._context.node.metrics.end(client.wire.name, name, self._context.sweep.now - self.began)
+            node, seconds = self._context.node, self._context.sweep.now - self.began
+            node.metrics.end(client.wire.name, name, seconds)
+            if node.tap is not None:
+                node.tap.disconnected(client.app, client, code or 0, seconds)
         self._clients.release(client.app.config.id, session.client_id, self)
         session.leave(disconnect != ReasonCode.SUCCESS and self._is_admitted, reason == ReasonCode.SESSION_TAKEN_OVER)
 

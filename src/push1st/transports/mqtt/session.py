@@ -226,7 +226,7 @@ class MqttSession:
         client.node.metrics.refusals[reasons.label(reason)] += 1
         client.app.counts.refusals += 1
         where = {"topic": topic, "app": client.app.config.id, "client_id": self.client_id[:64], "ip": client.ip}
-        client.node.refusals.log(event, reason, text, **where)
+        client.node.refusals.log(event, reason, text, **where, socket_id=client.id)
 
     # Sessions that outlive the connection
 

@@ -174,6 +174,8 @@ async def _subscribe_wildcard(session: MqttSession, options: FilterOptions, subs
     mine, is_anonymous = rights_of(client.claims, granted), session.is_anonymous
     wildcards = client.node.wildcards
     wildcards.subscribe(app, client, filter, wire, mine, is_anonymous, deliver)
+    if is_new and client.node.tap is not None:
+        client.node.tap.subscribed(app, client, filter)
     _changed(session, filter if overlaps else "")
     try:
         await wildcards.confirmed(app, filter)
@@ -216,8 +218,11 @@ async def _subscribe_shared(session: MqttSession, options: FilterOptions, subscr
     properties = GroupOptions(options.qos, options.retain_as_published, ids)
     member = GroupMember(session.sending(), properties, rights_of(client.claims, granted))
     groups, is_new = session.clients.groups, options.filter not in session.shared
-    group = groups.join(app, f"{SHARE}{name}/{filter}", filter, member, session.is_anonymous)
+    group_name = f"{SHARE}{name}/{filter}"
+    group = groups.join(app, group_name, filter, member, session.is_anonymous)
     session.shared[options.filter] = group
+    if is_new and client.node.tap is not None:
+        client.node.tap.subscribed(app, client, group_name)
     try:
         await groups.confirmed(group)
     except Refused:
@@ -396,8 +401,8 @@ async def _end(session: MqttSession, filter: str) -> bool:
     channel = "" if is_silent(filter) else channel_of(filter)
     if channel in client.subscriptions or channel in (client.filters or ()):
         retained.unsubscribed(session, filter)
-    is_found = True
-    if channel in client.subscriptions:
+    is_found, is_channel = True, channel in client.subscriptions
+    if is_channel:
         await client.node.unsubscribe(client.app, client, channel, client.subscriptions)
         _changed(session, ended=channel)
     elif client.node.wildcards.unsubscribe(client.app, client, channel):
@@ -408,6 +413,8 @@ async def _end(session: MqttSession, filter: str) -> bool:
         session.silent.discard(filter)
     else:
         is_found = False
+    if is_found and client.node.tap is not None and not is_channel:
+        client.node.tap.unsubscribed(client.app, client, name_of(filter))
     if is_logged and session.lasting is not None:
         await session.lasting.unwatch(name_of(filter))
     return is_found

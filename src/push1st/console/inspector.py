@@ -1,0 +1,199 @@
+"""The inspector: shows operators what happens on all workers (operations, section A6).
+
+An operator watches through the console of one worker. This worker sends the watch to all workers every `RENEW_SECONDS`, so a
+worker that starts later gets the watch too. Each worker has a tap while it has watches, and sends batches of events to the worker
+of the operator, which passes them on unread. If the operator leaves, the watch ends at once; if the operator's worker is lost,
+the watch ends on the other workers after `WATCH_SECONDS`.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
+from push1st.console.remedies import Remedies
+from push1st.core.tap import RENEW_SECONDS, TICK_SECONDS, Tap, TapFilter, Watch, read_filter
+from push1st.errors import Refused
+
+BEGIN = "inspect"
+END = "inspect-end"
+EVENTS = "inspected"
+CONFIRMED = b'{"events":[],"dropped":{}}'
+
+
+class InspectorSocket(Protocol):
+    """The WebSocket of an operator (`live.LiveSocket`)."""
+
+    @property
+    def closed(self) -> bool: ...
+    def send(self, text: bytes) -> None: ...
+
+
+class WatchOrder(msgspec.Struct, frozen=True):
+    """The message that begins or renews a watch. node: the worker that gets the events."""
+
+    id: str
+    node: str
+    filter: TapFilter
+
+
+_order = msgspec.json.Decoder(WatchOrder)
+_encode = msgspec.json.Encoder().encode
+
+
+class Inspector:
+    """The part `inspector` of the live channel (`live.Watchable`)."""
+
+    name = "inspector"
+    endpoints: Sequence[ConsoleEndpoint] = ()
+
+    def __init__(self, context: ConsoleContext) -> None:
+        self._context = context
+        self._taps = TapOwner(context, self._send_events)
+        self._own: dict[InspectorSocket, WatchOrder] = {}
+        """the watches of this worker's operators"""
+        self._count = 0
+        self._renew_at: asyncio.TimerHandle | None = None
+        context.wire.handle(BEGIN, self._begin)
+        context.wire.handle(END, self._end)
+        context.wire.handle(EVENTS, self._pass_on)
+
+    # The operators of this worker
+
+    def watch(self, socket: InspectorSocket, request: dict[str, Any]) -> None:
+        """Begins a watch of a socket; a further watch of the socket replaces the earlier one. Raises Refused."""
+        filter = read_filter(request.get("filter") or {})
+        self.unwatch(socket)
+        for other in [one for one in self._own if one.closed]:
+            self.unwatch(other)
+        self._taps.check_room()
+        self._count += 1
+        order = self._own[socket] = WatchOrder(f"{self._context.name}-{self._count}", self._context.name, filter)
+        socket.send(CONFIRMED)
+        self._context.wire.send(BEGIN, _encode(order))
+        if self._renew_at is None:
+            self._renew_later()
+
+    def unwatch(self, socket: InspectorSocket) -> None:
+        """Ends the watch of a socket, if it has one."""
+        order = self._own.pop(socket, None)
+        if order is not None:
+            self._context.wire.send(END, order.id.encode())
+
+    def _renew_later(self) -> None:
+        self._renew_at = asyncio.get_running_loop().call_later(RENEW_SECONDS, self._renew)
+
+    def _renew(self) -> None:
+        self._renew_at = None
+        for socket, order in list(self._own.items()):
+            if socket.closed:
+                self.unwatch(socket)
+            else:
+                self._context.wire.send(BEGIN, _encode(order))
+        if self._own:
+            self._renew_later()
+
+    def _pass_on(self, data: bytes) -> None:
+        """Passes a batch of a worker to the operator; the batch follows the id of the watch."""
+        id, _, text = data.partition(b"\n")
+        for socket, order in self._own.items():
+            if order.id.encode() == id:
+                if socket.closed:
+                    self.unwatch(socket)
+                else:
+                    socket.send(text)
+                return
+
+    # The tap of this worker
+
+    def _begin(self, data: bytes) -> None:
+        order = _order.decode(data)
+        try:
+            self._taps.watch(order)
+        except Refused as refused:
+            self._send(order.node, order.id, _encode({"error": refused.text}))
+
+    def _end(self, data: bytes) -> None:
+        self._taps.unwatch(data.decode())
+
+    def _send_events(self, node: str, watch: Watch) -> None:
+        """Sends the next batch of a watch. Events that cannot be sent are counted as left out."""
+        counts: Counter[str] = watch.dropped + Counter(one.what for one in watch.events)
+        text = watch.batch()
+        if text and not self._send(node, watch.id, text):
+            watch.dropped = counts
+
+    def _send(self, node: str, id: str, text: bytes) -> int:
+        return self._context.wire.send(EVENTS, b"%b\n%b" % (id.encode(), text), node)
+
+
+class TapOwner:
+    """Gives the node of this worker a tap while the worker has watches.
+
+    send: a function that sends the next batch of a watch to a node.
+    """
+
+    def __init__(self, context: ConsoleContext, send: Callable[[str, Watch], None]) -> None:
+        self._context = context
+        self._send = send
+        self._tap: Tap | None = None
+        self._nodes: dict[str, str] = {}
+        """the node that gets the events, by the id of the watch"""
+        self._remedies: Remedies | None = None
+        self._tick_at: asyncio.TimerHandle | None = None
+
+    def check_room(self) -> None:
+        """Raises Refused if this worker has `MAX_WATCHES` watches."""
+        if self._tap is not None:
+            self._tap.check_room()
+
+    def watch(self, order: WatchOrder) -> None:
+        """Begins or renews a watch. Raises Refused if this worker has `MAX_WATCHES` other watches."""
+        tap = self._tap or self._open()
+        tap.watch(order.id, order.filter)
+        self._nodes[order.id] = order.node
+        if self._tick_at is None:
+            self._tick_later()
+
+    def unwatch(self, id: str) -> None:
+        if self._tap is not None:
+            self._tap.unwatch(id)
+            self._close_unwatched(self._tap)
+
+    def _open(self) -> Tap:
+        node = self._context.node
+        if self._remedies is None:
+            self._remedies = Remedies()
+        tap = self._tap = Tap(self._context.name, node.clock, node.used, self._remedies.answered, self._send_batch)
+        secrets = (secret for app in self._context.config().apps for secret in app.secrets)
+        node.refusals.watch(tap, secrets)
+        node.tap = node.signins.tap = node.hooks.tap = tap
+        return tap
+
+    def _close_unwatched(self, tap: Tap) -> None:
+        """Removes the tap if no watch is left."""
+        left = {one.id for one in tap.watches}
+        self._nodes = {id: node for id, node in self._nodes.items() if id in left}
+        if not left:
+            node = self._context.node
+            node.refusals.watch(None, ())
+            node.tap = node.signins.tap = node.hooks.tap = self._tap = None
+            if self._tick_at is not None:
+                self._tick_at.cancel()
+                self._tick_at = None
+
+    def _send_batch(self, watch: Watch) -> None:
+        self._send(self._nodes[watch.id], watch)
+
+    def _tick_later(self) -> None:
+        self._tick_at = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_at = None
+        if self._tap is not None:
+            self._tick_later()
+            self._tap.tick()
+            self._close_unwatched(self._tap)
