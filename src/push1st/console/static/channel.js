@@ -6,11 +6,16 @@ import { bytes, count, duration, short, whole } from "./text.js";
 import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
+const VACANT = { subscriptions: 0, users: null, by_worker: [] };
 
 /** @param {{params: Record<string, string>}} props */
 export function Channel({ params }) {
   const { app, name = "", view = "now", after = "" } = params;
-  const { data, error, reload } = useCall(path(["apps", app, "channels", name]), 5);
+  const answer = useCall(path(["apps", app, "channels", name]), 5);
+  // A channel without subscribers may have a history all the same.
+  const isVacant = answer.error?.status === 404;
+  const error = isVacant ? null : answer.error;
+  const data = isVacant ? VACANT : answer.data;
   /** @param {string} one */
   const to = (one) => link("channel", { app, name, view: one });
   return html`<${Screen}
@@ -21,7 +26,7 @@ export function Channel({ params }) {
       <a class="button" href=${link("inspector", { app, channel: name })}>Inspect</a>
       <a class="button" href=${link("events", { app, channel: name })}>Publish</a>`}
   >
-    ${error && html`<${Problem} error=${error} again=${reload} />`}
+    ${error && html`<${Problem} error=${error} again=${answer.reload} />`}
     <${Missing} data=${data} />
     ${!data && !error && html`<${Loading} rows=${4} />`}
     ${data &&

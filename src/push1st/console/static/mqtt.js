@@ -6,6 +6,8 @@ import { bytes, date, duration, plain, short } from "./text.js";
 import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
 const LIMIT = 50;
+/** the session expiry interval of sessions without an end (MQTT-3.1.2.11.2) */
+const NEVER = 0xffffffff;
 
 /** @param {{params: Record<string, string>}} props */
 export function Mqtt({ params }) {
@@ -79,7 +81,7 @@ function Sessions({ params }) {
           ["User", html`<${Name} of=${shown.owner} />`],
           ["State", shown.state],
           ["Since", shown.since ? date(shown.since) : "–"],
-          ["Expires", shown.expires ? date(shown.expires) : `${duration(shown.expiry ?? 0)} after its connection`],
+          ["Expires", expiry(shown)],
           ["Worker", html`<${Name} of=${shown.worker} label="none" />`],
           ["Waiting", known(shown.waiting)],
           ["In flight", known(shown.inflight)],
@@ -92,6 +94,13 @@ function Sessions({ params }) {
       ${!shown.filters.length && html`<p class="note">The client has subscribed to nothing.</p>`}
     <//>`}
   </section>`;
+}
+
+/** Returns the time at which a session ends. @param {any} row */
+function expiry(row) {
+  if (row.expires) return date(row.expires);
+  if (!row.expiry) return "when the client disconnects";
+  return row.expiry >= NEVER ? "never" : `${duration(row.expiry)} after the client disconnects`;
 }
 
 /** @param {number | null | undefined} value */
