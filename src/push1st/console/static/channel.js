@@ -127,6 +127,7 @@ function History({ app, name, after }) {
         },
       ]}
     />
+    ${data?.recovered === false && html`<p class="note">The page that you asked for has expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>
       <${Facts}
@@ -135,7 +136,7 @@ function History({ app, name, after }) {
           ["Time", html`<${Time} at=${shown.at} day />`],
           ["Offset", whole(shown.offset)],
           ["Size", bytes(shown.bytes)],
-          shown.socket_id && ["Sender", html`<${Name} of=${shown.socket_id} />`],
+          shown.sender && ["Sender", html`<${Name} of=${shown.sender} />`],
         ]}
       />
       <${Data} of=${shown.data} label="Data of the message" encoding=${shown.encoding} />

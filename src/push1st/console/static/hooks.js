@@ -143,8 +143,8 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
 
 /** Returns the events of a dead letter in one line. @param {any} row */
 function names(row) {
-  const [first] = row.events;
+  const first = row.event ?? row.events[0]?.name;
   if (!first) return "";
   const more = row.event_count > 1 ? ` + ${row.event_count - 1}` : "";
-  return first.name + more;
+  return first + more;
 }

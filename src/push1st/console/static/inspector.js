@@ -202,7 +202,8 @@ function Detail({ app, row, put }) {
       })}
     </dl>
     ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
-    ${row.link && html`<p class="note">The page of errors has a row on this message: <code>docs/errors.md</code></p>`}
+    ${row.cut && html`<p class="note">The beginning of the data.</p>`}
+    ${row.link && html`<p class="note">See <code>${row.link.split(":~:")[0]}</code></p>`}
     ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
 }
 
@@ -216,6 +217,8 @@ const FIELDS = [
   ["protocol", "Protocol"],
   ["code", "Code"],
   ["reason", "Reason"],
+  ["remedy", "What to do"],
+  ["request", "Request"],
   ["endpoint", "Endpoint"],
   ["attempt", "Attempt"],
   ["events", "Events"],

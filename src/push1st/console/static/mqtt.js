@@ -6,7 +6,7 @@ import { bytes, date, duration, plain, short } from "./text.js";
 import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
 const LIMIT = 50;
-/** the session expiry interval of sessions without an end (MQTT-3.1.2.11.2) */
+/** the session expiry interval of sessions without an end (MQTT 5.0, section 3.1.2.11.2) */
 const NEVER = 0xffffffff;
 
 /** @param {{params: Record<string, string>}} props */
@@ -60,7 +60,7 @@ function Sessions({ params }) {
         { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "For", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
-        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.filter_count) },
+        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
         { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => known(row.waiting) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
