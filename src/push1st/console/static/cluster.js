@@ -3,7 +3,7 @@
 import { html } from "./vendor/htm-preact.js";
 import { useCall } from "./data.js";
 import { bytes, duration, short, whole } from "./text.js";
-import { Badge, Empty, Facts, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { Badge, Empty, Facts, live, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 export function Cluster() {
   const { data, error, reload } = useCall("cluster", 5);
@@ -24,8 +24,10 @@ export function Cluster() {
         columns=${[
           { key: "id", label: "Node", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
           { key: "state", label: "State", size: "xl", show: state },
-          { key: "server_run_id", label: "Run of the server", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.server_run_id} />` },
-          { key: "lease", label: "Lease", size: "m", number: true, show: (/** @type {any} */ row) => (row.lease === null || row.lease === undefined ? "–" : duration(row.lease)) },
+          { key: "machine", label: "Machine", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.machine} />` },
+          { key: "worker", label: "Worker", size: "xs", number: true, show: (/** @type {any} */ row) => (given(row.worker) ? whole(row.worker) : "–") },
+          { key: "pid", label: "Process", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.pid) ? String(row.pid) : "–") },
+          { key: "lease", label: "Lease", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.lease) ? duration(row.lease) : "–") },
         ]}
       />
     <//>`}
@@ -34,38 +36,42 @@ export function Cluster() {
 
 /** @param {any} row */
 function state(row) {
-  if (row.here) return html`<${Badge} kind="ok">this worker<//>`;
-  if (row.answered === false) return html`<${Badge} kind="warn">no console on this node<//>`;
-  return html`<${Badge} kind="ok">answers<//>`;
+  if (row.state === "here") return html`<${Badge} kind="ok">this worker<//>`;
+  if (row.state === "answered") return html`<${Badge} kind="ok">answered<//>`;
+  return row.state === "missing" ? html`<${Badge} kind="bad">has not answered<//>` : html`<${Badge} kind="plain">no console on this node<//>`;
 }
+
+/** @type {Record<string, string>} */
+const KINDS = { embedded: "embedded Valkey", shared: "shared" };
 
 /** @param {{broker: any, away: string}} props */
 function Broker({ broker, away }) {
-  const shown = broker.servers ?? [broker];
   return html`<div class="panel">
     <${Facts}
       pairs=${[
         ["State", away || broker.connected === false ? html`<${Badge} kind="bad">away<//>` : html`<${Badge} kind="ok">connected<//>`],
-        ["Address", html`<${Name} of=${broker.url} label="embedded" />`],
+        broker.kind && ["Kind", KINDS[broker.kind] ?? broker.kind],
+        broker.url && ["Address", html`<${Name} of=${broker.url} />`],
         away && ["Reason", html`<${Text} of=${away} />`],
-        given(broker.away_seconds) && ["Away in all", duration(broker.away_seconds)],
-        given(broker.unconfirmed) && ["Not confirmed", short(broker.unconfirmed)],
-        given(broker.policy) && ["Eviction policy", html`<${Text} of=${broker.policy} />`],
-        given(broker.persistence) && ["Persistence", html`<${Text} of=${broker.persistence} />`],
-        given(broker.slots) && ["Slots", html`<${Text} of=${typeof broker.slots === "object" ? JSON.stringify(broker.slots) : broker.slots} />`],
+        ["Away since the start", duration(broker.away_seconds ?? 0)],
+        ["Messages not confirmed", short(broker.unconfirmed ?? 0)],
       ]}
     />
-    ${shown.map(
-      (/** @type {any} */ one, /** @type {number} */ i) =>
+    ${(broker.servers ?? []).map(
+      (/** @type {any} */ one) =>
         html`<${Facts}
-          key=${i}
+          key=${one.address}
           pairs=${[
-            given(one.version) && ["Version", html`<${Text} of=${one.version} />`],
-            given(one.role) && ["Role", html`<${Text} of=${one.role} />`],
-            given(one.rtt_ms) && ["Round trip", duration(one.rtt_ms / 1000)],
-            given(one.memory) && ["Memory", one.memory_most ? `${bytes(one.memory)} of ${bytes(one.memory_most)}` : bytes(one.memory)],
-            given(one.clients) && ["Clients", whole(one.clients)],
-            given(one.ops) && ["Operations", `${short(one.ops)}/s`],
+            one.address && ["Server", html`<${Name} of=${one.address} />`],
+            ["Version", html`<${Text} of=${one.version} />`],
+            ["Role", html`<${Text} of=${one.role} />`],
+            given(one.rtt_ms) && ["Round trip", live(duration(one.rtt_ms / 1000))],
+            ["Memory", live(one.memory_most ? `${bytes(one.memory)} of ${bytes(one.memory_most)}` : bytes(one.memory))],
+            ["Eviction policy", html`<${Text} of=${one.policy} />`],
+            ["Persistence", html`<${Text} of=${one.persistence} />`],
+            ["Clients", live(whole(one.clients))],
+            ["Commands", live(`${short(one.ops)}/s`)],
+            given(one.slots) && ["Hash slots", whole(one.slots)],
           ]}
         />`,
     )}

@@ -11,7 +11,8 @@ const PAGE = 200;
 export function Configuration({ params }) {
   const { search = "" } = params;
   const { data, error, reload } = useCall("config", 10);
-  return html`<${Screen} title="Configuration" lead="The effective configuration of this worker. Secrets are shown by their length only.">
+  const lead = html`The effective configuration of this worker${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
+  return html`<${Screen} title="Configuration" lead=${lead}>
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />
     ${!data && !error && html`<${Loading} rows=${8} />`}
@@ -21,6 +22,10 @@ export function Configuration({ params }) {
           ? html`<ul class="panel verdict">${data.warnings.map((/** @type {string} */ text) => html`<li class="warn" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`
           : html`<p class="note">There are none.</p>`}
       <//>
+      ${data.strictness?.length > 0 &&
+      html`<${Section} title="Stricter than the original Push1st">
+        <ul class="panel verdict">${data.strictness.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
+      <//>`}
       <${Section} title="Last reload"><${Reload} reload=${data.reload} /><//>
       <${Section} title="Listeners">
         <${Table}
@@ -54,7 +59,7 @@ export function Configuration({ params }) {
           ]}
         />
       <//>
-      <${Keys} settings=${data.settings ?? data.keys ?? []} search=${search} />`}
+      <${Keys} settings=${data.settings ?? []} search=${search} />`}
   <//>`;
 }
 

@@ -2,7 +2,7 @@
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { away, call, link, liveState, useLive } from "./data.js";
-import { bytes, clock, count, duration, percent, rate, short, whole } from "./text.js";
+import { bytes, clock, count, duration, nodeName, percent, rate, short, whole } from "./text.js";
 import { Badge, Empty, Loading, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const SECONDS = 600;
@@ -214,7 +214,7 @@ function statements(data) {
   for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The node <b><${Text} of=${name} /></b> has not answered.`);
   if (data.away) say("bad", "away", "The broker is away: subscribers on other workers receive nothing until it is back.");
   for (const node of data.nodes) {
-    const name = html`<b><${Text} of=${node.id} /></b>`;
+    const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
     else if (node.ready === false) say("bad", `ready ${node.id}`, html`The worker ${name} is not ready.`);
     const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
@@ -282,7 +282,7 @@ function Workers({ nodes }) {
 
 /** @type {import("./ui.js").Column[]} */
 const WORKERS = [
-  { key: "id", label: "Worker", show: (node) => html`<${Name} of=${node.id} />` },
+  { key: "id", label: "Worker", show: (node) => html`<${Name} of=${nodeName(node)} />` },
   {
     key: "state",
     label: "State",

@@ -152,6 +152,14 @@ export function count(count, noun, plural = noun + "s") {
 }
 
 /**
+ * Returns the name of a node for people: its machine and the number of its worker.
+ * @param {any} node
+ */
+export function nodeName(node) {
+  return node.machine ? `${node.machine}:${node.worker}` : String(node.id);
+}
+
+/**
  * Returns JSON with indentation; the same text if it is not JSON.
  * @param {string} text
  */
