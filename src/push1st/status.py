@@ -6,8 +6,8 @@ Each worker reports a `WorkerStatus`. The supervisor, or the only worker, makes 
 
 import platform
 from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -53,6 +53,27 @@ class BrokerStatus(msgspec.Struct, frozen=True):
     reason: str
     nodes: int
     servers: list[BrokerServer]
+
+
+class BrokerDetails(msgspec.Struct, frozen=True):
+    """A server of the broker, with what its command INFO reports.
+
+    rtt_ms: the milliseconds between a command and its reply. memory, memory_most: bytes; 0 stands for no limit.
+    policy: the policy when the memory is full. persistence: how the server saves its data.
+    ops: the commands a second. slots: the number of hash slots; None without a cluster.
+    """
+
+    address: str
+    version: str
+    role: str
+    rtt_ms: float
+    memory: int
+    memory_most: int
+    policy: str
+    persistence: str
+    clients: int
+    ops: int
+    slots: int | None
 
 
 class CertificateStatus(msgspec.Struct, frozen=True):
@@ -104,6 +125,17 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     apps: dict[str, AppFigures]
     broker: BrokerStatus | None
     certificates: list[CertificateStatus]
+
+
+class WorkerReports(NamedTuple):
+    """The functions that make the reports of a worker.
+
+    quick: the figures without the number of open file descriptors. figures: the figures. report: the whole report.
+    """
+
+    quick: Callable[[], WorkerFigures]
+    figures: Callable[[], Awaitable[WorkerFigures]]
+    report: Callable[[], Awaitable[WorkerStatus]]
 
 
 class ReloadStatus(msgspec.Struct, frozen=True):
@@ -270,7 +302,7 @@ def _apps(config: Config, reports: Sequence[WorkerStatus]) -> list[AppSummary]:
 
 def _app(app: AppConfig, source: str | None, reports: Sequence[WorkerStatus], own: list[Setting]) -> AppSummary:
     figures = [found for one in reports if (found := one.apps.get(app.id)) is not None]
-    sums = {field: _sum([getattr(one, field) for one in figures]) for field in AppFigures.__struct_fields__}
+    sums = {field: sum_of([getattr(one, field) for one in figures]) for field in AppFigures.__struct_fields__}
     secrets = [len(secret.encode()) for secret in app.secrets]
     return AppSummary(
         id=app.id,
@@ -284,7 +316,8 @@ def _app(app: AppConfig, source: str | None, reports: Sequence[WorkerStatus], ow
     )
 
 
-def _sum(values: Sequence[int | None]) -> Any:
+def sum_of(values: Sequence[int | None]) -> Any:
+    """Returns the sum of the values; None if one of them is not known."""
     return None if None in values else sum(filter(None, values))
 
 

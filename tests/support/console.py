@@ -4,8 +4,13 @@ import contextlib
 import http.client
 import json
 import ssl
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from tests.support.process import DEADLINE, Answer, ServerProcess, free_ports, merged, running
 
@@ -63,6 +68,45 @@ class Operator:
         answer = self.post("/api/login", {"password": password})
         assert answer.status == 200, answer
         return self
+
+
+class LivePage:
+    """The live channel of a page."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def send(self, message: Any) -> None:
+        self.socket.send(message if isinstance(message, str) else json.dumps(message))
+
+    def receive(self) -> Any:
+        return json.loads(self.socket.recv(timeout=DEADLINE))
+
+    def close_code(self) -> int | None:
+        """Returns the close code of the server, after all messages before it."""
+        try:
+            while True:
+                self.receive()
+        except ConnectionClosed as end:
+            return None if end.rcvd is None else end.rcvd.code
+
+    def until(self, wanted: Callable[[Any], object]) -> Any:
+        """Returns the first message that fits."""
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            message = self.receive()
+            if wanted(message):
+                return message
+        raise AssertionError("no such message")
+
+
+@contextlib.contextmanager
+def live(operator: Operator) -> Iterator[LivePage]:
+    """Opens the live channel of a signed-in operator."""
+    headers = {"Cookie": operator.cookie, "Sec-Fetch-Site": "same-origin"}
+    url = f"ws://127.0.0.1:{operator.port}/api/live"
+    with connect(url, origin=Origin(operator.origin), additional_headers=headers, compression=None) as socket:
+        yield LivePage(socket)
 
 
 @contextlib.contextmanager

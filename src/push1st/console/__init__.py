@@ -7,9 +7,12 @@ console is a class that takes a `ConsoleContext` and has `endpoints`.
 from collections.abc import Callable
 
 from push1st.config.addresses import Networks
+from push1st.console.apps import AppList
 from push1st.console.assets import Assets
+from push1st.console.cluster import Cluster
+from push1st.console.configuration import Configuration
 from push1st.console.door import ConsoleDoor
-from push1st.console.endpoints import ConsoleContext, ConsolePart
+from push1st.console.endpoints import BrokerReports, ConsoleContext, ConsolePart
 from push1st.console.guard import Guard
 from push1st.console.history import HistoryList
 from push1st.console.hooks import HookList
@@ -17,26 +20,46 @@ from push1st.console.inspector import Inspector
 from push1st.console.live import Live
 from push1st.console.login import Login
 from push1st.console.mqtt import MqttLists
+from push1st.console.overview import Overview
 from push1st.console.passwords import stored
 from push1st.console.sessions import OperatorSessions
 from push1st.console.site import KEEP_ALIVE_SECONDS, ConsoleHandlers, ConsoleListener, Site
 from push1st.console.version import Version
 from push1st.console.wire import ConsoleWire
 from push1st.core.node import Node
+from push1st.status import WorkerReports
 from push1st.transports.context import EdgeContext
 from push1st.transports.mqtt.clients import MqttClients
 
-PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (Version, HookList, HistoryList, MqttLists, Inspector)
+PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (
+    Version,
+    AppList,
+    HookList,
+    HistoryList,
+    MqttLists,
+    Inspector,
+    Cluster,
+    Configuration,
+)
 
 
 class Console:
     """The console of a worker. Parameters: see `ConsoleContext`."""
 
-    def __init__(self, node: Node, edge: EdgeContext, name: str, number: int, clients: MqttClients | None = None) -> None:
-        config = edge.config.console
+    def __init__(
+        self,
+        node: Node,
+        edge: EdgeContext,
+        name: str,
+        number: int,
+        reports: WorkerReports,
+        broker: BrokerReports | None = None,
+        clients: MqttClients | None = None,
+    ) -> None:
         self._wire = ConsoleWire(node, name)
-        context = ConsoleContext(node, edge, self._wire, name, number, clients)
-        parts = [part(context) for part in PARTS]
+        context = ConsoleContext(node, edge, self._wire, name, number, reports, broker, clients)
+        self._overview = Overview(context)
+        parts = [self._overview, *(part(context) for part in PARTS)]
         self._edge = edge
         self._endpoints = [endpoint for part in parts for endpoint in part.endpoints]
         self._live = Live(context, parts)
@@ -51,6 +74,10 @@ class Console:
         """Connects the console with those of the other workers. Must be called before the console listens."""
         await self._wire.open()
         await self._door.open()
+
+    def tick(self) -> None:
+        """Takes a sample of the figures if one is due. Called once a second."""
+        self._overview.tick()
 
     def listener(self, has_tls: bool) -> ConsoleListener:
         """Returns the settings for the connections to a listening address. `has_tls`: whether the address uses TLS."""

@@ -16,6 +16,7 @@ from push1st.console.wire import ConsoleWire
 from push1st.core.node import Node
 from push1st.eager import MaybeAwaitable
 from push1st.errors import Refused
+from push1st.status import BrokerDetails, WorkerReports
 from push1st.transports.context import EdgeContext
 from push1st.transports.mqtt.clients import MqttClients
 
@@ -89,17 +90,37 @@ class ConsolePart(Protocol):
         """The endpoints of the part."""
 
 
+class BrokerReports(Protocol):
+    """The servers of a shared broker. Both methods wait for the servers without a time limit."""
+
+    async def details(self) -> list[BrokerDetails]:
+        """Returns what the servers report about themselves."""
+
+    async def leases(self, nodes: Sequence[str]) -> dict[str, float]:
+        """Returns the seconds until the expiry of the leases of nodes, by name; nodes without a lease are missing."""
+
+
 class ConsoleContext:
     """What all parts of the console share.
 
     config: a function that returns the current configuration.
     name: the name of this worker's node in the broker.
     number: the number of this worker.
+    reports: the functions that report the state of this worker.
+    broker: the servers of the broker; None with the memory broker.
     clients: the MQTT clients of this worker.
     """
 
     def __init__(
-        self, node: Node, edge: EdgeContext, wire: ConsoleWire, name: str, number: int, clients: MqttClients | None = None
+        self,
+        node: Node,
+        edge: EdgeContext,
+        wire: ConsoleWire,
+        name: str,
+        number: int,
+        reports: WorkerReports,
+        broker: BrokerReports | None = None,
+        clients: MqttClients | None = None,
     ) -> None:
         self.node = node
         self.edge = edge
@@ -107,6 +128,8 @@ class ConsoleContext:
         self.wire = wire
         self.name = name
         self.number = number
+        self.reports = reports
+        self.broker = broker
         self.clients = clients
 
     def action(self, call: ConsoleCall, action: str, app: str, target: str) -> None:

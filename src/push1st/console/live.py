@@ -1,19 +1,221 @@
-"""The WebSocket `api/live` of the console."""
+"""The WebSocket `api/live` of the console, with JSON messages in both directions.
+
+A page sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
+name. The worker pings a silent page, ends a socket whose session has ended or expired (4401), and ends a page that does not read.
+"""
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-from push1st.console.endpoints import ConsoleContext
+import msgspec
+
+from push1st.console.endpoints import ConsoleContext, ConsolePart
 from push1st.console.sessions import OperatorSession
+from push1st.errors import Disconnect, Refused
+from push1st.limits import Bucket
 from push1st.messages import Response
+from push1st.protocols.websocket import (
+    PING_FRAME,
+    Closed,
+    Decoder,
+    Event,
+    Pinged,
+    Text,
+    close_frame,
+    handshake_answer,
+    pong_frame,
+    text_frame,
+)
 from push1st.transports.answers import error
+from push1st.transports.entries import checked
 from push1st.transports.handlers import Handshake, SocketOwner
+from push1st.transports.sweep import NEVER
+
+MAX_SOCKETS = 10
+"""the maximum number of sockets of a worker"""
+MAX_MESSAGE = 16_384
+"""the maximum number of bytes of a message from a page"""
+MAX_UNSENT = 1 << 20
+"""the number of unsent bytes above which the worker ends a socket"""
+MAX_EVENTS_A_SECOND = 50
+PING_SECONDS = 25
+"""the seconds without input after which the worker sends a ping; proxies often end connections that are silent for a minute"""
+PONG_SECONDS = 15
+CLOSE_SECONDS = 3
+SESSION_ENDED = 4401
+
+
+class LiveSocket(SocketOwner):
+    """The WebSocket of a page."""
+
+    __slots__ = (
+        "_closing",
+        "_context",
+        "_decoder",
+        "_live",
+        "_pinged",
+        "_seen",
+        "_tokens",
+        "_transport",
+        "due_at",
+        "ends",
+        "nonce",
+        "watches",
+    )
+
+    def __init__(self, live: "Live", context: ConsoleContext, session: OperatorSession, transport: asyncio.Transport) -> None:
+        self._live = live
+        self._context = context.edge
+        self._transport = transport
+        self.address = ""
+        self.nonce = session.nonce
+        self.ends = min(session.expires, session.ends)
+        """when the session of the handshake expires, in seconds since 1970"""
+        self.watches: dict[str, Watchable] = {}
+        """the parts that this socket watches, by name"""
+        self._decoder = Decoder(MAX_MESSAGE)
+        self._tokens = Bucket(MAX_EVENTS_A_SECOND, self._context.node.clock.monotonic())
+        self._seen = self._context.sweep.now
+        self._pinged = False
+        self._closing = False
+        self.due_at = NEVER
+
+    def start(self, switch: bytes) -> None:
+        """Takes over the socket. switch: the bytes that must be written first."""
+        self._transport.write(switch)
+        self._transport.set_protocol(self)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT)
+        self._context.open.add(self)
+        self._context.sweep.watch(self, self._seen + 1)
+
+    @property
+    def closed(self) -> bool:
+        return self._closing
+
+    def send(self, message: bytes) -> None:
+        """Sends a message, which is JSON."""
+        if not self._closing and not self._transport.is_closing():
+            self._transport.write(text_frame(message))
+
+    def pause_writing(self) -> None:
+        """Ends the socket of a page that does not read, after this turn: the event loop may call this method during a write."""
+        asyncio.get_running_loop().call_soon(self.close, 4100, "the page does not read its messages")
+
+    def resume_writing(self) -> None:
+        pass
+
+    # Input
+
+    def data_received(self, data: bytes) -> None:
+        self._context.arrived(self, data)
+
+    def process(self, data: bytes) -> bool:
+        self._seen = self._context.sweep.now
+        self._pinged = False
+        if self._closing:
+            return False
+        try:
+            for event in self._bounded(self._decoder.feed(data)):
+                if type(event) is Text:
+                    self._live.received(self, event.text)
+                elif type(event) is Pinged:
+                    self._transport.write(pong_frame(event.payload))
+                elif type(event) is Closed:
+                    self.close(1000 if event.code == 1005 else event.code, "")
+                if self.closed:
+                    break
+        except Disconnect as end:
+            self.close(end.code, end.reason)
+        return False
+
+    def _bounded(self, events: Iterator[Event]) -> Iterator[Event]:
+        clock = self._context.node.clock
+        for event in events:
+            if not self._tokens.take(clock.monotonic()):
+                raise Disconnect(1008, f"more than {MAX_EVENTS_A_SECOND} messages a second")
+            yield event
+
+    def keep(self, data: bytes) -> None:
+        """A page sends short messages only, so a long read ends the socket."""
+        self.close(1009, f"a message has at most {MAX_MESSAGE} bytes")
+
+    def hold_reading(self, hold: bool) -> None:
+        if hold:
+            self._transport.pause_reading()
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    # The end
+
+    def close(self, code: int, reason: str) -> None:
+        """Ends the socket with a close frame."""
+        if not self._closing:
+            self._forget()
+            if not self._transport.is_closing():
+                self._transport.write(close_frame(code, reason))
+                self._transport.close()
+                self._context.sweep.watch(self, self._context.sweep.now + CLOSE_SECONDS)
+
+    def leave(self, code: int, reason: str) -> None:
+        self.close(code, reason)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    def eof_received(self) -> bool:
+        self._forget()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        self._context.addresses.leave(self.address)
+        self.address = ""
+        self._context.open.discard(self)
+        self._context.sweep.forget(self)
+
+    def _forget(self) -> None:
+        self._closing = True
+        self._live.forget(self)
+
+    def due(self, now: float) -> float | None:
+        """Enforces the deadlines of the socket (see `Sweep`)."""
+        if self._closing:
+            self._transport.abort()
+            return None
+        if self._context.node.clock.wall() >= self.ends * 1_000_000_000:
+            self.close(SESSION_ENDED, "the session has expired")
+            return now + CLOSE_SECONDS
+        silent = now - self._seen
+        if silent >= PING_SECONDS + PONG_SECONDS:
+            self.close(4201, "no answer to a ping")
+            return now + CLOSE_SECONDS
+        if silent >= PING_SECONDS and not self._pinged:
+            self._pinged = True
+            self._transport.write(PING_FRAME)
+        return now + 1
+
+
+@runtime_checkable
+class Watchable(Protocol):
+    """A part of the console that a page can watch. name: the value of `watch` in the page's message."""
+
+    name: str
+
+    def watch(self, socket: LiveSocket, request: Mapping[str, Any]) -> None:
+        """Begins to send messages to a socket, or changes what it sends. Raises Refused for a request that is not valid."""
+
+    def unwatch(self, socket: LiveSocket) -> None:
+        """Stops sending messages to a socket. Called once for each socket that watches, also at its end."""
 
 
 class Live:
     """The WebSockets of a worker's console. `parts`: all parts of the console."""
 
-    def __init__(self, context: ConsoleContext, parts: object) -> None:
+    def __init__(self, context: ConsoleContext, parts: Sequence[ConsolePart]) -> None:
         self._context = context
+        self._parts = {part.name: part for part in parts if isinstance(part, Watchable)}
+        self._sockets: set[LiveSocket] = set()
 
     def upgrade(
         self, handshake: Handshake, session: OperatorSession, transport: asyncio.Transport, rest: bytes, before: bytes
@@ -22,7 +224,50 @@ class Live:
 
         session: the session of the operator. The socket ends with 4401 when the session expires (`OperatorSession.expires`).
         """
-        return error(404, "the console accepts WebSockets at api/live only")
+        refusal = checked(handshake)
+        if refusal is not None:
+            return refusal
+        if len(self._sockets) >= MAX_SOCKETS:
+            return error(503, f"this worker has {MAX_SOCKETS} live connections already, which is the limit")
+        socket = LiveSocket(self, self._context, session, transport)
+        self._sockets.add(socket)
+        socket.start(before + handshake_answer(handshake.key))
+        if rest:
+            self._context.edge.arrived(socket, rest)
+        return socket
 
     def end_session(self, nonce: str) -> None:
         """Closes the sockets of a session that has ended, with 4401."""
+        for socket in [one for one in self._sockets if one.nonce == nonce]:
+            socket.close(SESSION_ENDED, "the session has ended")
+
+    def received(self, socket: LiveSocket, text: str) -> None:
+        """Handles a message of a page."""
+        try:
+            self._apply(socket, text)
+        except Refused as exc:
+            socket.send(msgspec.json.encode({"error": exc.text}))
+
+    def _apply(self, socket: LiveSocket, text: str) -> None:
+        try:
+            message = msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError):
+            raise Refused(400, "a message must be a JSON object") from None
+        watched, unwatched = message.get("watch"), message.get("unwatch")
+        if isinstance(watched, str) and watched in self._parts:
+            part = self._parts[watched]
+            part.watch(socket, message)
+            socket.watches[watched] = part
+        elif isinstance(unwatched, str) and unwatched in self._parts:
+            if socket.watches.pop(unwatched, None) is not None:
+                self._parts[unwatched].unwatch(socket)
+        else:
+            names = " or ".join(self._parts)
+            raise Refused(400, f'a message must be {{"watch": NAME}} or {{"unwatch": NAME}}, with the name {names}')
+
+    def forget(self, socket: LiveSocket) -> None:
+        """Ends all watches of a socket that ends."""
+        self._sockets.discard(socket)
+        watches, socket.watches = socket.watches, {}
+        for part in watches.values():
+            part.unwatch(socket)

@@ -162,7 +162,7 @@ class ConsoleWire:
 
     def peers(self) -> Peers:
         """Returns the other living nodes, and the last error of the broker if it is away."""
-        return self._node.peers()
+        return self._node.controller.peers()
 
     def consoles(self) -> Collection[str]:
         """Returns the other living nodes that have a console."""

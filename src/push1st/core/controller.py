@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from push1st.brokers import ALL_WORKERS, Broker
+from push1st.brokers import ALL_WORKERS, Broker, Peers
 from push1st.core.app import App
 from push1st.eager import resolve, spawn
 from push1st.errors import Refused
@@ -85,6 +85,10 @@ class Controller:
     def shared(self) -> bool:
         """Whether other workers can use the same broker as this worker; the memory broker has only one worker."""
         return self._broker.shared
+
+    def peers(self) -> Peers:
+        """Returns the other living nodes, and why the broker is away (`Broker.peers`)."""
+        return self._broker.peers()
 
     async def listed(self, app: App, channel: str) -> list[SessionInfo]:
         """Returns the connections subscribed to a channel, on all workers that reply in time."""

@@ -24,7 +24,6 @@ from push1st.brokers import (
     NodeFilters,
     NodeGroups,
     Occupancy,
-    Peers,
     Quotas,
     Roster,
     Users,
@@ -201,10 +200,6 @@ class Node:
         self.refusals.mask(*config.secrets)
         for apply in self.on_configured:
             apply(config)
-
-    def peers(self) -> Peers:
-        """Returns the other living nodes, and why the broker is away (`Broker.peers`)."""
-        return self._broker.peers()
 
     def live(self) -> Sequence[App]:
         """Returns the apps that have been used since the start of this worker."""

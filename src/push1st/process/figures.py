@@ -9,15 +9,14 @@ from collections.abc import Awaitable, Callable
 import push1st
 from push1st.config.model import Config
 from push1st.config.settings import MAX_APPS
+from push1st.core.figures import app_figures
 from push1st.core.node import Node
 from push1st.process.sockets import ROLES, tls_settings
-from push1st.status import AppFigures, BrokerStatus, CertificateStatus, WorkerFigures, WorkerStatus
+from push1st.status import BrokerStatus, CertificateStatus, WorkerFigures, WorkerStatus
 from push1st.transports.descriptors import file_limit
 
 BROKER_SECONDS = 0.7
 """the time limit for the broker's reply: a report must be ready within a second"""
-MAX_CHANNELS = 20_000
-"""the maximum number of channels whose subscriptions are counted; this takes a millisecond"""
 LAG_SECONDS = 0.02
 """the duration of the timer that measures the loop's lag"""
 
@@ -47,9 +46,22 @@ async def report(
     due = time.perf_counter() + LAG_SECONDS
     await asyncio.sleep(LAG_SECONDS)
     lag = max(0.0, time.perf_counter() - due)
+    worker = worker_figures(node, name, began, number, lag, await asyncio.to_thread(open_files))
+    certificates = [
+        CertificateStatus(role, settings.cert, node.metrics.certificates[role])
+        for role in ROLES
+        if (settings := tls_settings(config, role)) is not None and role in node.metrics.certificates
+    ]
+    wanted = {app.id for app in config.apps[:MAX_APPS]}
+    apps = app_figures([app for app in node.live() if app.config.id in wanted])
+    return WorkerStatus(worker, apps, broker, certificates)
+
+
+def worker_figures(node: Node, name: str, began: float, number: int, lag: float, fds: int | None) -> WorkerFigures:
+    """Returns the figures of this worker. Parameters: see `report` and `WorkerFigures`."""
     count = node.metrics
     used = resource.getrusage(resource.RUSAGE_SELF)
-    figures = WorkerFigures(
+    return WorkerFigures(
         worker=number,
         pid=os.getpid(),
         node=name,
@@ -59,7 +71,7 @@ async def report(
         draining=node.draining,
         cpu_seconds=used.ru_utime + used.ru_stime,
         rss=_resident_bytes(),
-        fds=await asyncio.to_thread(_open_files),
+        fds=fds,
         fds_most=file_limit(),
         loop_lag=lag,
         connections={protocol: open for protocol, open in count.connections.items() if open},
@@ -77,34 +89,6 @@ async def report(
         away_seconds=count.broker_away,
         unconfirmed=count.broker_unconfirmed,
     )
-    certificates = [
-        CertificateStatus(role, settings.cert, count.certificates[role])
-        for role in ROLES
-        if (settings := tls_settings(config, role)) is not None and role in count.certificates
-    ]
-    return WorkerStatus(figures, _apps(node, config), broker, certificates)
-
-
-def _apps(node: Node, config: Config) -> dict[str, AppFigures]:
-    """Returns the figures of the first `MAX_APPS` apps of the configuration, if they have been used."""
-    wanted = {app.id for app in config.apps[:MAX_APPS]}
-    found = {}
-    examined = 0
-    for app in node.live():
-        if app.config.id in wanted:
-            tenant = app.tenant
-            examined += len(tenant.channels)
-            subscriptions = sum(map(len, tenant.channels.values())) if examined <= MAX_CHANNELS else None
-            count = app.counts
-            found[app.config.id] = AppFigures(
-                connections=len(tenant.sessions),
-                channels=len(tenant.channels),
-                subscriptions=subscriptions,
-                events_in=sum(count.events_in.values()),
-                messages_out=count.messages_out,
-                refusals=count.refusals,
-            )
-    return found
 
 
 def _resident_bytes() -> int | None:
@@ -115,7 +99,7 @@ def _resident_bytes() -> int | None:
         return None
 
 
-def _open_files() -> int | None:
+def open_files() -> int | None:
     try:
         return len(os.listdir("/dev/fd")) - 1  # without the descriptor of the folder itself
     except OSError:

@@ -39,7 +39,7 @@ from push1st.process.sockets import BACKLOG, GRACE, BoundSocket, Role, close, us
 from push1st.process.system import DeferTwoTurns, Random, SystemClock
 from push1st.process.tlscontext import TlsConnection, TlsContext, TlsMqttConnection
 from push1st.protocols import PROTOCOLS
-from push1st.status import WorkerStatus
+from push1st.status import WorkerFigures, WorkerReports, WorkerStatus
 from push1st.transports import pages, sse, xhr
 from push1st.transports.context import EdgeContext
 from push1st.transports.entries import EntryTable
@@ -177,8 +177,9 @@ class Server:
         if config.console.listens:
             from push1st.console import Console  # nothing of the console is imported if it is off
 
-            number = 0 if self._siblings is None else self._siblings.number
-            self._console = Console(self.node, self.context, self.name, number, self._mqtt_clients)
+            servers = broker.servers if config.has_broker else None
+            own = self._reports(), servers, self._mqtt_clients
+            self._console = Console(self.node, self.context, self.name, self._number, *own)
             await self._console.open()
         for bound in self._sockets:
             context = certificates.contexts.get(bound.role)
@@ -190,11 +191,27 @@ class Server:
 
     async def report(self) -> WorkerStatus:
         """Returns the state of this worker."""
-        number = 0 if self._siblings is None else self._siblings.number
         state = self._broker.state if self.config.has_broker else None
-        return await figures.report(self.node, self.context.config, self.name, self._began, number, state)
+        return await figures.report(self.node, self.context.config, self.name, self._began, self._number, state)
+
+    def _reports(self) -> WorkerReports:
+        """Returns the functions that report the state of this worker to its console."""
+
+        def quick(fds: int | None = None) -> WorkerFigures:
+            return figures.worker_figures(self.node, self.name, self._began, self._number, self._sweep.late, fds)
+
+        async def counted() -> WorkerFigures:
+            return quick(await asyncio.to_thread(figures.open_files))
+
+        return WorkerReports(quick, counted, self.report)
+
+    @property
+    def _number(self) -> int:
+        return 0 if self._siblings is None else self._siblings.number
 
     def _each_second(self) -> None:
+        if self._console is not None:
+            self._console.tick()
         spawn(self.node.tick())
         spawn(self._mqtt_clients.tick())
         self.live.tick()

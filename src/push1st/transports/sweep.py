@@ -61,6 +61,8 @@ class Sweep:
         self._timer: asyncio.TimerHandle | None = None
         self.now = clock()
         self._tick_at = self.now + 1
+        self.late = 0.0
+        """the seconds by which the last tick was late"""
         self._done = int(self.now)
         self._waiting: deque[Watched] = deque()
         self._was_late = False
@@ -94,7 +96,8 @@ class Sweep:
     def _tick(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(1, self._tick)
         before, self.now = self.now, self._clock()
-        self._lag.observe(max(0.0, self.now - self._tick_at))
+        self.late = max(0.0, self.now - self._tick_at)
+        self._lag.observe(self.late)
         self._tick_at = self.now + 1
         self._was_late = self.now - before >= LATE_SECONDS and not self._was_late
         if self._was_late:  # the next tick always calls `due`, because each tick of a slow process may be late

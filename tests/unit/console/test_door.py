@@ -9,6 +9,7 @@ from push1st.console.endpoints import ConsoleContext
 from push1st.console.sessions import OperatorSessions
 from push1st.console.wire import Replies
 from push1st.errors import Refused
+from tests.support.reports import REPORTS
 from tests.support.transport import Site
 
 NONCE = "0123456789abcdefABCDEF"
@@ -70,7 +71,7 @@ class Worker:
         wire: Any = Joined(cluster)
         login: Any = None
         live: Any = self.sockets
-        self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0), login, self.sessions, live)
+        self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0, REPORTS), login, self.sessions, live)
 
     def accepts(self, session):
         try:

@@ -8,6 +8,7 @@ from push1st.console import Console
 from push1st.transports.descriptors import Descriptors
 from tests.support.http import statuses
 from tests.support.loop import turns
+from tests.support.reports import REPORTS
 from tests.support.transport import Site
 
 OUTSIDE = ("203.0.113.9", 1234)
@@ -19,7 +20,7 @@ def watched():
     """A worker with a listener of the console."""
     site = Site()
     site.context.config = msgspec.structs.replace(site.config, console=ConsoleConfig(password=PASSWORD))
-    site.listener = Console(site.node, site.context, "node", 0).listener(False)
+    site.listener = Console(site.node, site.context, "node", 0, REPORTS).listener(False)
     return site
 
 

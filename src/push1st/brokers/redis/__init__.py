@@ -25,7 +25,6 @@ from push1st.brokers import (
     Occupancy,
     OnEvent,
     OnRequest,
-    Peers,
     Receive,
     Recount,
     is_cached,
@@ -34,6 +33,7 @@ from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
 from push1st.brokers.redis.context import NodeContext
+from push1st.brokers.redis.details import BrokerServers
 from push1st.brokers.redis.entries import OwnFilters
 from push1st.brokers.redis.groups import RedisGroups
 from push1st.brokers.redis.interest import RedisFilters
@@ -140,6 +140,8 @@ class Redis:
             timings,
         )
         self._shards = Shards(parse(url), context, self._on_push, numbered)
+        self.peers = self._shards.peers
+        self.servers = BrokerServers(self._shards.all)
         self._shard: Callable[[str, str], Shard] = self._shards.of
         filters = RedisFilters(own, [shard.interest for shard in self._shards.all])
         self.filters: NodeFilters = filters
@@ -177,9 +179,6 @@ class Redis:
         """Returns when the server has replied to all earlier commands of this node."""
         for shard in self._shards.all:
             await shard.connection.call("PING")
-
-    def peers(self) -> Peers:
-        return self._shards.peers()
 
     async def state(self) -> BrokerStatus:
         """See `Shards.state`."""

@@ -89,10 +89,10 @@ class EntryTable:
             handshake = msgspec.structs.replace(handshake, path=path, page=page)
         for base, entry in self._bases:
             if path.startswith(base) and (page is None or base in self._page_bases):
-                return _checked(handshake) or self._enter(entry, handshake, path[len(base) :], transport, rest, before)
+                return checked(handshake) or self._enter(entry, handshake, path[len(base) :], transport, rest, before)
         for base, other in self._others:
             if path.startswith(base) and page is None:
-                return _checked(handshake) or other.open(handshake, path[len(base) :], transport, rest, before)
+                return checked(handshake) or other.open(handshake, path[len(base) :], transport, rest, before)
         return error(404, f"no WebSocket is served at {path[:200]}")
 
     def _enter(
@@ -121,7 +121,7 @@ class EntryTable:
         return connection
 
 
-def _checked(handshake: Handshake) -> Response | None:
+def checked(handshake: Handshake) -> Response | None:
     """Returns the answer that rejects a handshake that is not valid; None for a valid handshake."""
     if handshake.method != "GET":
         return error(405, "a WebSocket handshake is a GET", b"Allow: GET\r\n")

@@ -1,0 +1,112 @@
+"""The nodes of the cluster, and the broker that connects them."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
+from push1st.status import BrokerDetails, BrokerSummary
+
+KIND = "cluster"
+INFO_SECONDS = 5.0
+"""the seconds for which a worker keeps the report of the broker's servers"""
+BROKER_SECONDS = 1.0
+"""the seconds for which a request waits for the broker's servers"""
+
+
+class NodeFacts(msgspec.Struct, array_like=True):
+    """A worker: the name of its machine, its number and its process."""
+
+    machine: str
+    worker: int
+    pid: int
+
+
+class ServerSummary(msgspec.Struct, frozen=True):
+    """The broker, from the state of the server (`ServerStatus`)."""
+
+    broker: BrokerSummary
+
+
+_summary = msgspec.json.Decoder(ServerSummary)
+_facts = msgspec.msgpack.Decoder(NodeFacts)
+
+
+class Cluster:
+    """The endpoint `cluster`."""
+
+    def __init__(self, context: ConsoleContext) -> None:
+        self._context = context
+        self._details: list[BrokerDetails] = []
+        self._details_at = -INFO_SECONDS
+        self._summary: BrokerSummary | None = None
+        context.wire.serve(KIND, self._own)
+        self.endpoints = (ConsoleEndpoint("GET", "cluster", self._show),)
+
+    async def _own(self, _data: bytes) -> bytes:
+        figures = self._context.reports.quick()
+        return msgspec.msgpack.encode(NodeFacts(socket.gethostname(), figures.worker, figures.pid))
+
+    async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
+        context = self._context
+        replies = await context.wire.request(KIND)
+        facts = {node: _facts.decode(one) for node, one in replies.found}
+        nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
+        leases = await self._leases(nodes)
+        return {
+            "nodes": [self._node(name, facts.get(name), leases.get(name), name in replies.missing) for name in nodes],
+            "broker": await self._broker(),
+            "missing": replies.missing,
+            "away": replies.away,
+        }
+
+    def _node(self, name: str, facts: NodeFacts | None, lease: float | None, is_missing: bool) -> dict[str, Any]:
+        """Returns a node. state: `here`, `answered`, `missing` (no answer in time), or `no-console`."""
+        here = name == self._context.name
+        return {
+            "id": name,
+            "machine": facts and facts.machine,
+            "worker": facts and facts.worker,
+            "pid": facts and facts.pid,
+            "lease": lease,
+            "state": "here" if here else "answered" if facts is not None else "missing" if is_missing else "no-console",
+        }
+
+    async def _leases(self, nodes: Sequence[str]) -> dict[str, float]:
+        ports = self._context.broker
+        if ports is None:
+            return {}
+        try:
+            async with asyncio.timeout(BROKER_SECONDS):
+                return await ports.leases(nodes)
+        except TimeoutError:
+            return {}
+
+    async def _broker(self) -> dict[str, Any] | None:
+        """Returns the broker; None with the memory broker."""
+        ports = self._context.broker
+        if ports is None:
+            return None
+        now = self._context.node.clock.monotonic()
+        if now - self._details_at >= INFO_SECONDS:
+            self._details_at = now
+            try:
+                async with asyncio.timeout(BROKER_SECONDS):
+                    self._details = await ports.details()
+            except TimeoutError:
+                self._details = []
+            status = self._context.node.status
+            found = await status() if status is not None else b""
+            self._summary = _summary.decode(found).broker if found else None
+        count = self._context.node.metrics
+        return {
+            "kind": self._summary and self._summary.kind,
+            "url": self._summary and self._summary.url,
+            "connected": not self._context.wire.peers().away,
+            "servers": self._details,
+            "away_seconds": count.broker_away,
+            "unconfirmed": count.broker_unconfirmed,
+        }

@@ -1,0 +1,164 @@
+"""The overview: the figures of all workers, with the last ten minutes, and the facts about this machine's server.
+
+Each worker reports for itself. A worker keeps an answer for a second, so ten pages cost as much as one. A page that watches gets
+an answer every few seconds from a task of its own; without such pages there is no task.
+"""
+
+import asyncio
+import platform
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
+from push1st.console.live import LiveSocket
+from push1st.console.samples import FIELDS, Samples
+from push1st.errors import Refused
+from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
+
+KIND = "overview"
+KEEP_SECONDS = 1.0
+"""the seconds for which a worker keeps an answer"""
+FACTS_SECONDS = 5.0
+"""the seconds for which a worker keeps the facts about the server, and the bytes that slow clients have not read"""
+MAX_EVERY, MIN_EVERY, EVERY = 60, 1, 2
+"""the most, the fewest, and the usual seconds between two answers to a page that watches"""
+WITH_SERIES, WITHOUT = b"1", b""
+
+
+class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
+    """The figures of a worker, with its machine.
+
+    id: the name of the node in the broker.
+    behind_bytes: the bytes that wait until slow clients read them.
+    series: the samples (`Samples.series`); None if they were not requested.
+    """
+
+    id: str
+    machine: str
+    python: str
+    behind_bytes: int
+    series: Any
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """The facts about the server of this machine (`ServerStatus`)."""
+
+    certificates: list[CertificateSummary] = []
+    reload: ReloadStatus | None = None
+    warnings: tuple[str, ...] = ()
+
+
+_nodes = msgspec.msgpack.Decoder(NodeOverview)
+_facts = msgspec.json.Decoder(Facts)
+
+
+class Overview:
+    """The endpoint `overview`, and the watch of the same name."""
+
+    name = KIND
+
+    def __init__(self, context: ConsoleContext) -> None:
+        self._context = context
+        self._clock = context.node.clock
+        self._samples = Samples()
+        self._watches: dict[LiveSocket, asyncio.Task[None]] = {}
+        self._answers: dict[bytes, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
+        self._facts = Facts()
+        self._facts_at = self._behind_at = -FACTS_SECONDS
+        self._behind = 0
+        context.wire.serve(KIND, self._own)
+        self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
+
+    def tick(self) -> None:
+        """Takes a sample if one is due. Called once a second."""
+        now = self._clock.wall() / 1_000_000_000
+        if self._samples.is_due(now):
+            self._samples.add(now, self._values())
+
+    def _values(self) -> list[float]:
+        figures = self._context.reports.quick()
+        values: dict[str, Any] = {
+            **figures.counters,
+            "connections": sum(figures.connections.values()),
+            "cpu_seconds": figures.cpu_seconds,
+            "rss": figures.rss or 0,
+            "pending_bytes": figures.pending_bytes,
+        }
+        return [values[field] for field in FIELDS]
+
+    async def _own(self, data: bytes) -> bytes:
+        """Returns the figures of this worker. data: whether the samples are requested (`WITH_SERIES`)."""
+        now = self._clock.monotonic()
+        if now - self._behind_at >= FACTS_SECONDS:
+            self._behind_at = now
+            self._behind, _ = await self._context.edge.unsent()
+        figures = await self._context.reports.figures()
+        shown = NodeOverview(
+            **msgspec.structs.asdict(figures),
+            id=self._context.name,
+            machine=socket.gethostname(),
+            python=platform.python_version(),
+            behind_bytes=self._behind,
+            series=self._samples.series() if data == WITH_SERIES else None,
+        )
+        return msgspec.msgpack.encode(shown)
+
+    async def _answer(self, data: bytes) -> dict[str, Any]:
+        """Returns the answer of all workers; the same answer to all requests within `KEEP_SECONDS`."""
+        now = self._clock.monotonic()
+        found = self._answers.get(data)
+        if found is None or now - found[0] >= KEEP_SECONDS:
+            found = self._answers[data] = now, asyncio.create_task(self._collect(data))
+        return await asyncio.shield(found[1])
+
+    async def _collect(self, data: bytes) -> dict[str, Any]:
+        replies = await self._context.wire.request(KIND, data)
+        nodes = [_nodes.decode(one) for _, one in replies.found]
+        facts = await self._server_facts()
+        return {
+            "at": self._clock.wall() / 1_000_000_000,
+            "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
+            "missing": replies.missing,
+            "away": replies.away,
+            "certificates": facts.certificates,
+            "reload": facts.reload,
+            "warnings": len(facts.warnings),
+        }
+
+    async def _server_facts(self) -> Facts:
+        now = self._clock.monotonic()
+        if now - self._facts_at >= FACTS_SECONDS and self._context.node.status is not None:
+            self._facts_at = now
+            if found := await self._context.node.status():
+                self._facts = _facts.decode(found)
+        return self._facts
+
+    # The watch
+
+    def watch(self, socket: LiveSocket, request: Mapping[str, Any]) -> None:
+        """See `live.Watchable`. `every`: the seconds between two answers."""
+        every = request.get("every", EVERY)
+        if not isinstance(every, int | float) or not MIN_EVERY <= every <= MAX_EVERY:
+            raise Refused(400, f"every must be a number from {MIN_EVERY} to {MAX_EVERY}")
+        self.unwatch(socket)
+        self._watches[socket] = asyncio.create_task(self._send(socket.send, every))
+
+    def unwatch(self, socket: LiveSocket) -> None:
+        """See `live.Watchable`."""
+        task = self._watches.pop(socket, None)
+        if task is not None:
+            task.cancel()
+
+    async def _send(self, send: Callable[[bytes], None], every: float) -> None:
+        data = WITH_SERIES
+        while True:
+            try:
+                answer: dict[str, Any] = {KIND: await self._answer(data)}
+                data = WITHOUT
+            except Refused as exc:
+                answer = {"error": exc.text}
+            send(msgspec.json.encode(answer))
+            await asyncio.sleep(every)

@@ -1,0 +1,117 @@
+"""The live channel of the console, and the answers about the server, on a server with one worker."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from push1st.console.live import MAX_MESSAGE, MAX_SOCKETS
+from tests.support.console import PASSWORD, Operator, console, live
+from tests.support.process import ServerProcess
+
+SECRET = "a secret of the app that is long enough"
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[tuple[ServerProcess, Operator]]:
+    apps = {"shop": {"key": "shop-key", "name": "The shop", "secret": SECRET}, "other": {"key": "other-key"}}
+    with console({}, apps) as (server, operator):
+        operator.sign_in()
+        yield server, operator
+
+
+def test_watch_of_the_overview_sends_the_figures_of_the_worker(site: tuple[ServerProcess, Operator]) -> None:
+    _, operator = site
+    with live(operator) as page:
+        page.send({"watch": "overview", "every": 1})
+        first = page.receive()["overview"]
+        (node,) = first["nodes"]
+        assert node["worker"] == 0
+        assert node["ready"]
+        assert node["connections"] == {}
+        assert len(node["series"]["fields"]) == 12
+        assert (first["missing"], first["away"], first["reload"]) == ([], "", None)
+        second = page.receive()["overview"]
+        assert second["nodes"][0]["series"] is None, "the samples are sent once"
+        assert second["at"] > first["at"]
+        page.send({"unwatch": "overview"})
+        page.send({"watch": "nothing"})
+        assert "overview" in page.until(lambda message: "error" in message)["error"]
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[]", '{"watch": 1}', '{"watch": "overview", "every": 0}', "[" * 5000])
+def test_message_that_is_not_valid_is_answered_with_an_error(site: tuple[ServerProcess, Operator], text: str) -> None:
+    with live(site[1]) as page:
+        page.send(text)
+        assert page.receive()["error"]
+
+
+def test_floods_and_long_messages_end_the_socket(site: tuple[ServerProcess, Operator]) -> None:
+    for messages, code in (([" " * (MAX_MESSAGE + 1)], 1009), (["{}"] * 200, 1008)):
+        with live(site[1]) as page:
+            with contextlib.suppress(ConnectionClosed):
+                for message in messages:
+                    page.send(message)
+            assert page.close_code() == code
+
+
+def test_further_socket_is_rejected_and_the_end_of_the_session_ends_all(site: tuple[ServerProcess, Operator]) -> None:
+    other = Operator(site[1].port).sign_in()
+    with live(other) as page:
+        assert other.post("/api/logout").status == 200
+        assert page.close_code() == 4401
+    kept = [live(site[1]) for _ in range(MAX_SOCKETS)]
+    for one in kept:
+        one.__enter__()
+    try:
+        with pytest.raises(InvalidStatus) as refused, live(site[1]):
+            pass
+        assert refused.value.response.status_code == 503
+    finally:
+        for one in kept:
+            one.__exit__(None, None, None)
+
+
+def test_socket_needs_the_cookie_and_the_origin(site: tuple[ServerProcess, Operator]) -> None:
+    stranger = Operator(site[1].port)
+    with pytest.raises(InvalidStatus) as refused, live(stranger):
+        pass
+    assert refused.value.response.status_code == 401
+    elsewhere = Operator(site[1].port, origin="http://evil.example")
+    elsewhere.cookie = site[1].cookie
+    with pytest.raises(InvalidStatus) as refused, live(elsewhere):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_list_of_apps_has_figures_and_no_secret(site: tuple[ServerProcess, Operator]) -> None:
+    _, operator = site
+    answer = operator.get("/api/apps")
+    assert SECRET.encode() not in answer.body
+    apps = {app["id"]: app for app in answer.json["apps"]}
+    assert apps["shop"]["secrets"] == [len(SECRET)]
+    assert apps["other"]["secrets"] == []
+    assert answer.json["total"] == len(apps)
+    assert [app["id"] for app in operator.get("/api/apps?search=THE%20SHOP").json["apps"]] == ["shop"]
+    first = operator.get("/api/apps?limit=1").json
+    rest = operator.get(f"/api/apps?after={first['next']}").json
+    assert {app["id"] for app in first["apps"] + rest["apps"]} == set(apps)
+    assert rest["next"] is None
+    assert operator.get("/api/apps?after=%00").status == 400
+
+
+def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Operator]) -> None:
+    answer = site[1].get("/api/config")
+    assert PASSWORD.encode() not in answer.body
+    assert SECRET.encode() not in answer.body
+    origins = {one["key"]: one["origin"] for one in answer.json["settings"]}
+    assert origins["console.listen"].startswith("server.yml:")
+    assert "default" in origins.values()
+    assert {one["role"] for one in answer.json["listeners"]} == {"server", "api", "console"}
+
+
+def test_cluster_of_one_worker_has_no_broker(site: tuple[ServerProcess, Operator]) -> None:
+    found = site[1].get("/api/cluster").json
+    assert [node["state"] for node in found["nodes"]] == ["here"]
+    assert found["broker"] is None
