@@ -120,6 +120,7 @@ class Overview:
         facts = await self._server_facts()
         return {
             "at": self._clock.wall() / 1_000_000_000,
+            "here": self._context.name,
             "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
             "missing": replies.missing,
             "away": replies.away,

@@ -1,0 +1,98 @@
+"""The console of servers with several workers, on one machine and on two."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.cluster.machine import connect_to, engine, kill, until_workers, workers
+from tests.support.console import Operator, console, live
+from tests.support.process import ServerProcess, wait_until
+from tests.support.valkey import Valkey
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[list[tuple[ServerProcess, Operator]]]:
+    """Two servers with two workers each, which share a broker."""
+    valkey = Valkey()
+    try:
+        with contextlib.ExitStack() as stack:
+            found = [
+                stack.enter_context(console({"broker": valkey.url, "server": {"workers": 2}, "metrics": {"listen": False}}))
+                for _ in range(2)
+            ]
+            for server, operator in found:
+                until_workers(server, 2)
+                operator.sign_in()
+            yield found
+    finally:
+        valkey.close()
+
+
+def nodes(operator: Operator, count: int) -> list[dict[str, Any]]:
+    """Returns the nodes of the overview, as soon as there are `count`."""
+
+    def complete() -> Any:
+        answer = operator.get("/api/overview").json
+        return answer["nodes"] if len(answer["nodes"]) == count and not answer["missing"] else None
+
+    found: list[dict[str, Any]] = wait_until(complete, f"{count} nodes")
+    return found
+
+
+def test_overview_and_apps_add_the_workers_of_all_machines(machines: list[tuple[ServerProcess, Operator]]) -> None:
+    with contextlib.ExitStack() as stack:
+        for server, _ in machines:
+            for number in (0, 1):
+                connect_to(server, number, stack).subscribe("news")
+        for server, operator in machines:
+            shown = nodes(operator, 4)
+            assert sorted(node["worker"] for node in shown) == [0, 0, 1, 1]
+            assert {node["pid"] for node in shown} >= set(workers(server).values())
+            assert [node["connections"] for node in shown] == [{"pusher": 1}] * 4
+            (app,) = operator.get("/api/apps").json["apps"]
+            assert (app["connections"], app["channels"], app["subscriptions"]) == (4, 4, 4), app
+
+
+def test_cluster_names_all_nodes_and_the_broker(machines: list[tuple[ServerProcess, Operator]]) -> None:
+    _, operator = machines[0]
+    nodes(operator, 4)
+    found = operator.get("/api/cluster").json
+    assert sorted(node["state"] for node in found["nodes"]) == ["answered", "answered", "answered", "here"]
+    assert all(node["lease"] > 0 for node in found["nodes"])
+    broker = found["broker"]
+    assert (broker["kind"], broker["connected"], found["away"]) == ("shared", True, "")
+    (server,) = broker["servers"]
+    assert server["version"]
+    assert server["memory"] > 0
+    assert server["clients"] >= 4
+
+
+def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        with live(operator) as page:
+            page.send({"watch": "overview", "every": 1})
+            shown = page.until(lambda message: len(message["overview"]["nodes"]) == 2)["overview"]
+            (other,) = [node["pid"] for node in shown["nodes"] if node["id"] != shown["here"]]
+            kill(other)
+            page.until(lambda message: len(message["overview"]["nodes"]) == 1)
+            page.until(lambda message: len(message["overview"]["nodes"]) == 2)
+
+
+def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        with live(operator) as page:
+            page.send({"watch": "overview", "every": 1})
+            page.until(lambda message: len(message["overview"]["nodes"]) == 2)
+            pid = engine(server)
+            kill(pid, signal.SIGSTOP)
+            alone = page.until(lambda message: message["overview"]["away"])["overview"]
+            assert len(alone["nodes"]) == 1
+            kill(pid)
+            page.until(lambda message: len(message["overview"]["nodes"]) == 2 and not message["overview"]["away"])
