@@ -3,13 +3,13 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { go, useCall } from "./data.js";
 import { count, date } from "./text.js";
-import { Badge, Empty, Filter, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { Badge, Check, Empty, Filter, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const PAGE = 200;
 
 /** @param {{params: Record<string, string>}} props */
 export function Configuration({ params }) {
-  const { search = "" } = params;
+  const { search = "", set = "" } = params;
   const { data, error, reload } = useCall("config", 10);
   const lead = html`The effective configuration of this worker${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
   return html`<${Screen} title="Configuration" lead=${lead}>
@@ -59,7 +59,7 @@ export function Configuration({ params }) {
           ]}
         />
       <//>
-      <${Keys} settings=${data.settings ?? []} search=${search} />`}
+      <${Keys} settings=${data.settings ?? []} search=${search} set=${set} />`}
   <//>`;
 }
 
@@ -71,15 +71,17 @@ function Reload({ reload }) {
     <ul class="panel verdict">${reload.problems.map((/** @type {string} */ text) => html`<li class="bad" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`;
 }
 
-/** @param {{settings: any[], search: string}} props */
-function Keys({ settings, search }) {
+/** @param {{settings: any[], search: string, set: string}} props */
+function Keys({ settings, search, set }) {
   const [most, setMost] = useState(PAGE);
   const words = search.toLowerCase();
-  const found = settings.filter((one) => !words || one.key.toLowerCase().includes(words) || show(one.value).toLowerCase().includes(words) || String(one.origin).toLowerCase().includes(words));
+  const given = set ? settings.filter((one) => one.origin !== "default") : settings;
+  const found = given.filter((one) => !words || one.key.toLowerCase().includes(words) || show(one.value).toLowerCase().includes(words) || String(one.origin).toLowerCase().includes(words));
   const rest = found.length - most;
   return html`<${Section} title="Keys">
     <div class="fields">
-      <${Filter} label="Key, value or origin" search wide value=${search} put=${(/** @type {string} */ text) => go("configuration", { search: text }, true)} />
+      <${Filter} label="Key, value or origin" search wide value=${search} put=${(/** @type {string} */ text) => go("configuration", { search: text, set }, true)} />
+      <${Check} label="Only keys that are set" value=${Boolean(set)} put=${(/** @type {boolean} */ is) => go("configuration", { search, set: is }, true)} />
     </div>
     <${Table}
       caption="Keys of the configuration"

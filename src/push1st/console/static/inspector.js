@@ -50,7 +50,7 @@ export function Inspector({ params }) {
   useLive("inspector", paused ? null : request, (answer) => {
     if (answer.error) return fail(answer.error);
     fail("");
-    const rows = [...kept.rows, ...answer.events];
+    const rows = ordered([...kept.rows, ...answer.events]);
     const over = Math.max(0, rows.length - MAX_ROWS);
     const dropped = { ...kept.dropped };
     for (const [name, n] of Object.entries(answer.dropped || {})) dropped[name] = (dropped[name] ?? 0) + Number(n);
@@ -104,6 +104,15 @@ export function Inspector({ params }) {
       ${live(tally)}
     </p>
   <//>`;
+}
+
+/**
+ * Orders the last rows by time: two workers send what they have seen one after the other.
+ * @param {any[]} rows
+ */
+function ordered(rows) {
+  const start = Math.max(0, rows.length - MAX_ROWS);
+  return [...rows.slice(0, start), ...rows.slice(start).sort((a, b) => a.at - b.at)];
 }
 
 /** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app */

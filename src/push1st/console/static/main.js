@@ -211,7 +211,7 @@ function AppChooser({ apps, total, screen, entry }) {
           go(entry?.app ? target : "channels", { app: chosen });
         }}
       >
-        ${apps.map((one) => html`<option key=${one.id} value=${one.id} selected=${one.id === chosen}>${plain(one.name || one.id)}</option>`)}
+        ${apps.map((one) => html`<option key=${one.id} value=${one.id} selected=${one.id === chosen}>${plain(one.id)}</option>`)}
       </select>
     </label>`;
   }
@@ -246,7 +246,7 @@ function Version() {
   const { data } = useCall("version");
   const state = useStore(liveState);
   const text = { idle: "", connecting: "connecting", open: "live", waiting: "live channel is away" }[state];
-  return html`<p class="version"><span>${data ? `Push1st ${data.version}, worker ${data.worker}` : ""}</span><span class=${`dot ${state}`}>${text}</span></p>`;
+  return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${state}`}>${text}</span></p>`;
 }
 
 /** The bar at the bottom: what concerns every screen, and the result of the last action. */

@@ -102,18 +102,21 @@ function counter(node, key) {
 function sampled(answer, key) {
   /** @type {Map<number, number>} */
   const sums = new Map();
+  // A worker whose next sample is due in a moment would look like a gap.
+  let end = Infinity;
   for (const node of answer.nodes) {
     const series = node.series;
     if (!series?.samples?.length) continue;
     const column = series.fields.indexOf(key);
     if (column < 0) continue;
+    end = Math.min(end, Math.round(series.at / series.every) * series.every);
     for (const [i, sample] of series.samples.entries()) {
       const t = Math.round((series.at - (series.samples.length - 1 - i) * series.every) / series.every) * series.every;
       const value = key === "connections" ? sample[column] : i ? Math.max(0, sample[column] - series.samples[i - 1][column]) / series.every : null;
       if (value !== null) sums.set(t, (sums.get(t) ?? 0) + value);
     }
   }
-  return [...sums].map(([t, v]) => ({ t, v })).sort((a, b) => a.t - b.t);
+  return [...sums].filter(([t]) => t <= end).map(([t, v]) => ({ t, v })).sort((a, b) => a.t - b.t);
 }
 
 const recorder = new Recorder();
@@ -316,7 +319,7 @@ function Protocols({ nodes }) {
     columns=${[
       { key: "name", label: "Protocol" },
       { key: "n", label: "Connections", size: "m", number: true, show: (/** @type {any} */ row) => whole(row.n) },
-      { key: "part", label: "Part", size: "s", number: true, show: (/** @type {any} */ row) => percent(row.n / (total || 1)) },
+      { key: "part", label: "Share", size: "s", number: true, show: (/** @type {any} */ row) => percent(row.n / (total || 1)) },
     ]}
   />`;
 }

@@ -92,6 +92,7 @@ export function bytes(value) {
  * @param {number} seconds
  */
 export function duration(seconds) {
+  if (seconds > 0 && seconds < 0.00005) return `< 0.1${THIN}ms`;
   if (seconds < 1) return (seconds > 0 && seconds < 0.00995 ? ONE : WHOLE).format(seconds * 1000) + THIN + "ms";
   if (seconds < 60) return WHOLE.format(Math.floor(seconds)) + THIN + "s";
   const units = /** @type {const} */ ([
