@@ -22,6 +22,9 @@ PARALLEL_LONG = -n 6 --dist worksteal
 # tests. In this order, the longest tests begin early.
 LONG = $$(grep -rl --include='test_*.py' 'mark\.long' tests | sort -r)
 
+# The tests start thousands of processes. Without the bytecode files of its modules, each process compiles the whole package.
+unexport PYTHONDONTWRITEBYTECODE
+
 # How long each model of `make model` runs.
 SECONDS ?= 600
 

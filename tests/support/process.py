@@ -33,6 +33,8 @@ START_SECONDS = 30.0
 
 T = TypeVar("T")
 
+MIN_PORT, MAX_PORT, PORT_PARTS = 10_000, 32_000, 8
+"""the ports of these tests, divided among the processes of pytest"""
 APP: dict[str, Any] = {
     "enable": True,
     "name": "Default Application for tests",
@@ -64,15 +66,34 @@ def program(name: str, package: str = "") -> str:
     return found
 
 
+def _own_ports() -> Iterator[int]:
+    """Yields the ports of this process in rotation.
+
+    The kernel gives other ports to outgoing connections (Linux: from 32768), and another process of these tests has other ports.
+    So a port is still free when a server binds it later.
+    """
+    name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    part = int(name.removeprefix("gw")) % PORT_PARTS
+    size = (MAX_PORT - MIN_PORT) // PORT_PARTS
+    first, start = MIN_PORT + part * size, time.time_ns() % size  # two runs on one machine begin at different ports
+    while True:
+        for number in range(size):
+            yield first + (start + number) % size
+
+
+_ports = _own_ports()
+
+
 def free_ports(count: int) -> list[int]:
-    """Returns free TCP ports; holds all of them until the last is known, so that no two are equal."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for _ in range(count):
-            held = stack.enter_context(socket.socket())
-            held.bind(("127.0.0.1", 0))
-            ports.append(held.getsockname()[1])
-        return ports
+    """Returns free TCP ports, which no other test of this run gets soon."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(_ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,8 @@ class Open(Protocol):
 class EdgeContext:
     """The node, the configuration, the codecs, the timers and the counts that all connections of a worker share.
 
+    node: the node, which is connected to its broker.
+
     codecs: the codec of each protocol, by the protocol's name.
     failed: a function that logs the current exception with its trace.
     open: the open connections of the worker.
@@ -64,7 +66,8 @@ class EdgeContext:
         self.open: set[Open] = set()
         self.descriptors = Descriptors()
         self.addresses = Addresses(lambda: self.descriptors.possible)
-        self.turn = Turn(node.clock.monotonic, self._write, failed)
+        # If workers share a broker, the fan-out schedules the writes itself.
+        self.turn = Turn(node.clock.monotonic, _nothing if node.controller.shared else node.fanout.turn, failed)
         self.ends = Ends(node.clock.monotonic, failed)
         node.metrics.unsent = self.unsent
         self.arrived = self.turn.arrived
@@ -84,11 +87,6 @@ class EdgeContext:
             count += len(sizes) - sizes.count(0)
             await asyncio.sleep(0)
         return size, count
-
-    def _write(self) -> None:
-        """Writes the deliveries of this turn. Does nothing if workers share a broker: the fan-out then schedules the writes."""
-        if not self.node.controller.shared:
-            self.node.fanout.turn()
 
     def shared_address(self, ip: str) -> str:
         """Returns the address or network whose bound applies to clients at `ip`; "" if none applies, as in `server.proxies`."""
@@ -126,3 +124,7 @@ class EdgeContext:
     def max_message(self, protocol: ProtocolConfig, limits: Limits) -> int:
         """Returns the maximum bytes of a message. Escapes make JSON longer, so it is over twice the app's bound for an event."""
         return max(protocol.max_payload, 2 * limits.payload + 4096)
+
+
+def _nothing() -> None:
+    pass

@@ -2,6 +2,7 @@
 
 import pytest
 
+from push1st.brokers.memory import Memory
 from push1st.config.model import ProtocolConfig
 from push1st.limits import Limits
 from push1st.messages import Subscribe
@@ -65,14 +66,14 @@ async def test_a_turn_reads_all_then_works_then_writes_answers_before_deliveries
     assert log == ["one works on a", "two works on b", "one answers", "two answers", "a delivery"]
 
 
-async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their_own():
+async def test_with_a_broker_that_confirms_later_deliveries_have_a_turn_of_their_own(monkeypatch):
+    monkeypatch.setattr(Memory, "shared", True)
     site = Site()
     log: list[str] = []
     session, outlet = site.world.session(push=frozenset())
     session.handle(Subscribe("c"))
     await turns(2)
     outlet.on_write = lambda: log.append("a delivery")
-    site.world.memory.shared = True
     site.context.arrived(Connection(site, log, "one"), b"a")
     site.world.publish("c", b"1")
     site.context.turn.catch_up()
