@@ -86,6 +86,7 @@ class Settled:
         self.open = broker.open
         self.close = broker.close
         self.history = broker.history
+        self.channel_lists = broker.channel_lists
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._broker, name)

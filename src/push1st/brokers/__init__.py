@@ -99,6 +99,9 @@ class Broker(Protocol):
     def pages(self) -> "Pages": ...
 
     @property
+    def channel_lists(self) -> "ChannelLists": ...
+
+    @property
     def filters(self) -> "NodeFilters | None":
         """Returns the filters of this worker; None if no other worker publishes, so that filters need no registration."""
 
@@ -275,6 +278,34 @@ class Occupancy(msgspec.Struct, frozen=True, gc=False):
     channel: str
     subscriptions: int
     users: int = 0
+
+
+AcceptsChannel = Callable[[str], bool]
+"""a function that takes the name of a channel, and returns whether a page may contain this channel"""
+
+
+class ChannelPage(msgspec.Struct, frozen=True, gc=False):
+    """A page of channels. next: the cursor of the next page; "" after the last one. examined: the number of examined channels."""
+
+    channels: tuple[Occupancy, ...]
+    next: str
+    examined: int
+
+
+class ChannelLists(Protocol):
+    """Reads parts of a roster that may be very long, for operators."""
+
+    async def some(self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int) -> ChannelPage:
+        """Returns at most `most` occupied channels that begin with `prefix` and are accepted, in no particular order.
+
+        A page examines about `MAX_EXAMINED` channels at most (`brokers/listing.py`), so it may have fewer channels, or none.
+        A channel that is occupied during all pages is in one of the pages at least.
+
+        after: the cursor of an earlier page; "": from the beginning. Raises ValueError if it is not a cursor, and Refused(503).
+        """
+
+    async def some_members(self, app: str, channel: str, most: int) -> tuple[Member, ...]:
+        """Returns at most `most` members of a presence channel. Raises Refused(503)."""
 
 
 class Joined(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from push1st.brokers.channel_names import ChannelNames
 from push1st.messages import Member
 
 NO_MEMBERS: Mapping[str, "MemberEntry"] = MappingProxyType({})
@@ -77,6 +78,8 @@ class LocalRoster:
 
     def __init__(self) -> None:
         self._apps: dict[str, dict[str, ChannelEntry]] = {}
+        self._names: dict[str, ChannelNames] | None = None
+        """the names of each app's channels, for `names`; None until `keep_names` is called"""
 
     # Written by the roster
 
@@ -86,6 +89,8 @@ class LocalRoster:
         entry = channels.get(channel)
         if entry is None:
             entry = channels[channel] = ChannelEntry()
+            if self._names is not None:
+                self.names(app).add(channel)
         entry.subscriptions += 1
         if member is not None:
             entry.add(member, socket_id)
@@ -114,8 +119,12 @@ class LocalRoster:
         if vacated:
             channels = self._apps[app]
             del channels[channel]
+            if self._names is not None:
+                self._names[app].remove(channel)
             if not channels:
                 del self._apps[app]
+                if self._names is not None:
+                    del self._names[app]
         if gone is None:
             return Departure(None, False, vacated, entry.confirmed)
         return Departure(gone.member, gone.confirmed, vacated, entry.confirmed)
@@ -123,6 +132,13 @@ class LocalRoster:
     def clear(self) -> None:
         """Removes all subscriptions, because the worker stops."""
         self._apps.clear()
+        if self._names is not None:
+            self._names.clear()
+
+    def keep_names(self) -> None:
+        """Keeps the names of the channels for `names` from now on. This takes long if many channels have subscriptions."""
+        if self._names is None:
+            self._names = {app: ChannelNames(channels) for app, channels in self._apps.items()}
 
     # Read by all components
 
@@ -133,6 +149,12 @@ class LocalRoster:
     def channels(self, app: str) -> Mapping[str, ChannelEntry]:
         """Returns the channels of an app that have subscriptions on this worker."""
         return self._apps.get(app, NO_CHANNELS)
+
+    def names(self, app: str) -> ChannelNames:
+        """Returns the names of the channels of an app that have subscriptions on this worker, in pages."""
+        self.keep_names()
+        assert self._names is not None
+        return self._names.setdefault(app, ChannelNames()) if app in self._apps else ChannelNames()
 
     def __iter__(self) -> Iterator[tuple[str, str, ChannelEntry]]:
         """Yields the app, the channel and the entry of every channel."""

@@ -16,6 +16,7 @@ from push1st.brokers import (
     is_cached,
 )
 from push1st.brokers.history import ReplayRequest
+from push1st.brokers.local_lists import LocalLists
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.memory_keys import KeyedResults
@@ -65,6 +66,7 @@ class Memory:
         self._local_roster = local_roster
         self.history = history
         history.is_subscribed = lambda app, channel: local_roster.channel(app, channel) is not None
+        self.channel_lists = LocalLists(local_roster)
         self.pages = MemoryPages(lambda: stamp()[1])
         self.sessions: Sessions = sessions
         self._logs = sessions.logs

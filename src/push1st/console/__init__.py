@@ -9,10 +9,12 @@ from collections.abc import Callable
 from push1st.config.addresses import Networks
 from push1st.console.apps import AppList
 from push1st.console.assets import Assets
+from push1st.console.channels import ChannelList
 from push1st.console.cluster import Cluster
 from push1st.console.configuration import Configuration
 from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import BrokerReports, ConsoleContext, ConsolePart
+from push1st.console.events import EventCreator
 from push1st.console.guard import Guard
 from push1st.console.history import HistoryList
 from push1st.console.hooks import HookList
@@ -34,6 +36,8 @@ from push1st.transports.mqtt.clients import MqttClients
 PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (
     Version,
     AppList,
+    ChannelList,
+    EventCreator,
     HookList,
     HistoryList,
     MqttLists,

@@ -18,6 +18,7 @@ from push1st.apps import Apps
 from push1st.brokers import (
     Broker,
     CachedEvent,
+    ChannelLists,
     History,
     HookEvents,
     Joined,
@@ -151,6 +152,7 @@ class Node:
         self._quotas: Quotas
         self.hooks: Hooks
         self.history: History
+        self.channel_lists: ChannelLists
         self.retained: Retained
         self.sessions: Sessions | None = None
         self.filters: NodeFilters | None = None
@@ -162,6 +164,7 @@ class Node:
         """Connects to the broker. Publishing and subscribing are possible only after this call. Raises Refused(503)."""
         self._broker, self._roster, self._quotas, self.hooks = broker, roster, quotas, hooks
         self.history = broker.history
+        self.channel_lists = broker.channel_lists
         self.retained = broker.retained
         self.sessions = broker.sessions
         self.filters = broker.filters

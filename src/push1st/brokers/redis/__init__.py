@@ -32,6 +32,7 @@ from push1st.brokers import (
 from push1st.brokers.history import ReplayRequest
 from push1st.brokers.local_roster import LocalRoster
 from push1st.brokers.redis.bounds import Timings
+from push1st.brokers.redis.channel_lists import RedisLists
 from push1st.brokers.redis.context import NodeContext
 from push1st.brokers.redis.details import BrokerServers
 from push1st.brokers.redis.entries import OwnFilters
@@ -147,6 +148,7 @@ class Redis:
         self.filters: NodeFilters = filters
         self.groups: NodeGroups = RedisGroups(self._shards, filters)
         self.pages = RedisPages(self._shards)
+        self.channel_lists = RedisLists(self._shards)
         self.history = ShardedHistory(self._shards)
         self.logs = ShardedLogs(self._shards)
         self.sessions = RedisSessions(self._shards, context, self.logs)
