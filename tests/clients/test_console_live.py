@@ -15,7 +15,10 @@ SECRET = "a secret of the app that is long enough"
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[tuple[ServerProcess, Operator]]:
-    apps = {"shop": {"key": "shop-key", "name": "The shop", "secret": SECRET}, "other": {"key": "other-key"}}
+    apps = {
+        "shop": {"key": "shop-key", "name": "The shop", "secret": SECRET, "history": [{"ttl": 10}]},
+        "other": {"key": "other-key"},
+    }
     with console({}, apps) as (server, operator):
         operator.sign_in()
         yield server, operator
@@ -109,6 +112,10 @@ def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Oper
     assert origins["console.listen"].startswith("server.yml:")
     assert "default" in origins.values()
     assert {one["role"] for one in answer.json["listeners"]} == {"server", "api", "console"}
+    assert any("other: found no secret" in warning for warning in answer.json["warnings"])
+    assert answer.json["certificates"] == []
+    (note,) = answer.json["notes"]
+    assert "ttl is 10 s" in note, "the notes of `push1st check`"
 
 
 def test_cluster_of_one_worker_has_no_broker(site: tuple[ServerProcess, Operator]) -> None:

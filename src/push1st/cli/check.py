@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 import push1st
-from push1st.cli import mqtt, preflight, retention
+from push1st.cli import preflight
 from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.cli.findings import Finding, divided
@@ -15,6 +15,7 @@ from push1st.config.model import AppConfig, Config, strictness, unserved
 from push1st.errors import ConfigError
 from push1st.hooks import shown
 from push1st.hooks.processes import problem
+from push1st.notes import mqtt, notes, retention
 from push1st.printable import printable, printable_json
 from push1st.process import cpus, engine
 
@@ -53,11 +54,11 @@ def run(options: Arguments) -> int:
         if not options.json:
             raise
         return _print_json(source, divided("error", str(exc).split("\n"), source=source))
-    notes = (*strictness(config), *retention.notes(config), *mqtt.notes(config), *_uncallable(config), *preflight.notes(config))
+    found = (*strictness(config), *notes(config), *_uncallable(config), *preflight.notes(config))
     if options.json:
         ids = {app.id for app in config.apps}
-        return _print_json(source, [*divided("warning", config.warnings, ids, source), *divided("note", notes, ids, source)])
-    for line in (*lines, *(f"  note: {note}" for note in (*config.warnings, *notes))):
+        return _print_json(source, [*divided("warning", config.warnings, ids, source), *divided("note", found, ids, source)])
+    for line in (*lines, *(f"  note: {note}" for note in (*config.warnings, *found))):
         print(printable(line))
     return 0
 

@@ -7,6 +7,7 @@ import msgspec
 from push1st.config.model import strictness
 from push1st.config.settings import settings
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
+from push1st.notes import notes
 from push1st.status import CertificateSummary, ListenerSummary, ReloadStatus
 
 
@@ -38,6 +39,7 @@ class Configuration:
             "file": state.config,
             "settings": settings(config),
             "warnings": config.warnings,
+            "notes": notes(config),
             "strictness": strictness(config),
             "listeners": state.listeners,
             "certificates": state.certificates,

@@ -22,6 +22,10 @@ export function Configuration({ params }) {
           ? html`<ul class="panel verdict">${data.warnings.map((/** @type {string} */ text) => html`<li class="warn" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`
           : html`<p class="note">There are none.</p>`}
       <//>
+      ${data.notes?.length > 0 &&
+      html`<${Section} title="Notes">
+        <ul class="panel verdict">${data.notes.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
+      <//>`}
       ${data.strictness?.length > 0 &&
       html`<${Section} title="Stricter than the original Push1st">
         <ul class="panel verdict">${data.strictness.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>

@@ -1,4 +1,4 @@
-"""Describes, for `push1st check`, the rights of anonymous MQTT clients, and the end of MQTT sessions. Pure."""
+"""Describes the rights of anonymous MQTT clients, and the end of MQTT sessions. Pure."""
 
 from collections.abc import Iterator
 

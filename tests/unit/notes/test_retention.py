@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from push1st.cli import check, configuration
-from push1st.cli.retention import lines, notes, readable
 from push1st.config.history import HistorySection, Resume
 from push1st.config.model import AppConfig, Config, ServerConfig
 from push1st.limits import Limits
+from push1st.notes.retention import lines, notes, readable
 
 SMALL = Limits(payload=100)
 

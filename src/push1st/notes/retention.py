@@ -1,4 +1,4 @@
-"""Describes, for `push1st check`, the messages that apps keep as history, and settings that prevent recovery. Pure."""
+"""Describes the messages that apps keep as history, and settings that prevent recovery. Pure."""
 
 from collections.abc import Iterator, Sequence
 

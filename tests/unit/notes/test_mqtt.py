@@ -6,11 +6,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from push1st.cli import mqtt
 from push1st.cli.configuration import listening
 from push1st.config.addresses import Listen
 from push1st.config.model import ApiConfig, AppConfig, Authorize, Config, ServerConfig
 from push1st.config.mqtt import Mqtt, MqttSsl
+from push1st.notes import mqtt
 
 ADDRESSES = (Listen("tcp", port=1883), Listen("tls", "::1", 8883), Listen("unix", path="/run/mqtt"))
 
