@@ -10,7 +10,6 @@ The events that a watch has taken wait for `TICK_SECONDS` at most, and are encod
 This module is pure: the clock is an argument, and the owner of the tap sends the batches.
 """
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, cast
@@ -22,6 +21,7 @@ from push1st.core.app import App, Client
 from push1st.errors import Refused
 from push1st.hooks import Attempt, Decision
 from push1st.hooks.events import Question
+from push1st.hooks.formats import matcher
 from push1st.jsontext import decode
 from push1st.messages import API, Member
 
@@ -132,7 +132,7 @@ class Answered(msgspec.Struct, frozen=True):
 class Watch:
     """A lease on the events of a worker. until: the time at which the watch ends, in seconds on `Clock.monotonic`."""
 
-    __slots__ = ("_pattern", "_prefix", "dropped", "events", "filter", "id", "kinds", "room", "size", "until")
+    __slots__ = ("dropped", "events", "filter", "has_channel", "id", "kinds", "room", "size", "until")
 
     def __init__(self, id: str, filter: TapFilter, until: float) -> None:
         self.id = id
@@ -144,11 +144,7 @@ class Watch:
         self.events: list[TapEvent] = []
         self.size = 0
         self.dropped: Counter[str] = Counter()
-        self._prefix = filter.channel
-        self._pattern: re.Pattern[str] | None = None
-        if "*" in filter.channel:
-            parts = re.sub(r"\*+", "*", filter.channel).split("*")
-            self._pattern = re.compile(".*".join(map(re.escape, parts)), re.DOTALL)
+        self.has_channel = matcher((filter.channel,))
 
     def wants(self, what: TapKind, app: str, channel: str) -> bool:
         filter = self.filter
@@ -156,10 +152,7 @@ class Watch:
             return False
         if filter.app and app != filter.app and (app or what not in ("refused", "cut-off")):
             return False  # a rejection without a valid app may concern each app
-        return not self._prefix or self.has_channel(channel)
-
-    def has_channel(self, channel: str) -> bool:
-        return channel.startswith(self._prefix) if self._pattern is None else self._pattern.fullmatch(channel) is not None
+        return not filter.channel or self.has_channel(channel) is not None
 
     def wants_client(self, socket: str, user: str, ip: str) -> bool:
         filter = self.filter

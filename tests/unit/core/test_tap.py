@@ -228,6 +228,7 @@ def test_data_is_text_of_two_kilobytes(tapped: Tapped, data: bytes | str, shown:
         ("o*s*1*", ["orders-1", "orders.1-x"]),
         ("orders.", ["orders.1-x"]),
         ("*" * 500, ["news", "orders", "orders-1", "orders.1-x"]),
+        ("*o" * 200 + "x", []),
     ],
 )
 def test_channel_is_a_beginning_or_a_pattern(tapped: Tapped, channel: str, found: list[str]) -> None:
@@ -235,6 +236,12 @@ def test_channel_is_a_beginning_or_a_pattern(tapped: Tapped, channel: str, found
     for name in ("news", "orders", "orders-1", "orders.1-x"):
         tapped.publish(name)
     assert [event["channel"] for event in tapped.events()] == found
+
+
+def test_pattern_with_many_stars_takes_linear_time(tapped: Tapped) -> None:
+    tapped.watch(channel="*o" * 100 + "*x")
+    tapped.publish("o" * 200)
+    assert tapped.events() == []
 
 
 def test_each_filter_selects(tapped: Tapped) -> None:
