@@ -3,10 +3,7 @@
 import asyncio
 import time
 
-import msgspec
-
 from push1st.console.wire import MAX_SERVED, ConsoleWire
-from push1st.eager import join_background
 from push1st.errors import Refused
 from tests.cluster.places import nodes, until
 
@@ -28,43 +25,6 @@ async def test_request_reaches_all_nodes_with_a_console() -> None:
         assert (await near.request("who", node=two.name, seconds=5)).found == [(two.name, b"far")]
         assert (await near.request("who", node="nobody")).missing == ["nobody"]
         assert one.node.used.keys() == two.node.used.keys() == {one.config.id}, "the topics belong to no app of the node"
-
-
-async def test_console_whose_greeting_was_lost_is_found_by_requests_and_messages() -> None:
-    async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
-        got: list[bytes] = []
-        for wire, name in ((near, b"near"), (far, b"far")):
-            wire.serve("who", lambda _, name=name: name)  # type: ignore[misc]
-            wire.handle("news", got.append)
-            await wire.open()
-        await until(lambda: two.name in near.peers().nodes)
-
-        def lose_greetings() -> None:
-            near._heard.clear()
-            far._heard.clear()
-
-        lose_greetings()
-        assert (await near.request("who", node=two.name, seconds=5)).found == [(two.name, b"far")]
-        lose_greetings()
-        assert near.send("news", b"1") == 1, "no other console is known"
-        await until(lambda: len(got) == 2)
-        lose_greetings()
-        assert (await near.request("who")).missing == []
-        await until(lambda: near.consoles() and far.consoles())
-        assert len((await near.request("who", seconds=5)).found) == 2
-
-
-async def test_node_whose_reply_cannot_be_decoded_is_missing() -> None:
-    async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
-        near.serve("count", lambda _: msgspec.msgpack.encode(1))
-        far.serve("count", lambda _: msgspec.msgpack.encode("another version"))
-        await far.open()
-        await near.open()
-        replies = await near.request("count", seconds=5)
-        assert replies.decoded(msgspec.msgpack.Decoder(int)) == {one.name: 1}
-        assert replies.missing == [two.name]
 
 
 async def test_handler_may_wait_and_refuse() -> None:
@@ -142,8 +102,6 @@ async def test_console_without_the_broker_answers_alone_and_connects_later() -> 
         assert replies.away
         await far.open()
         assert not far.is_open
-        async with asyncio.timeout(1):
-            await join_background()  # the end of a worker waits for these tasks, but not for the broker
         valkey.start()
         await until(lambda: far.is_open and one.connected)
         await until(lambda: two.name in near.consoles())

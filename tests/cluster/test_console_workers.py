@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.machine import connect_to, engine, kill, until_workers, workers
 from tests.support.console import Operator, console, live
-from tests.support.process import ServerProcess, running, wait_until
+from tests.support.process import ServerProcess, wait_until
 from tests.support.valkey import Valkey
 
 
@@ -68,30 +68,6 @@ def test_cluster_names_all_nodes_and_the_broker(machines: list[tuple[ServerProce
     assert server["version"]
     assert server["memory"] > 0
     assert server["clients"] >= 4
-
-
-def test_cluster_distinguishes_nodes_without_a_console_from_nodes_that_do_not_answer() -> None:
-    valkey = Valkey()
-    shared = {"broker": valkey.url, "metrics": {"listen": False}}
-    try:
-        with console(shared) as (_, operator), console(shared) as (other, _), running(shared):
-            operator.sign_in()
-
-            def states() -> list[str]:
-                return sorted(node["state"] for node in operator.get("/api/cluster").json["nodes"])
-
-            wait_until(lambda: states() == ["answered", "here", "no-console"], "three nodes")
-            assert other.process is not None
-            kill(other.process.pid, signal.SIGSTOP)
-            try:
-                wait_until(lambda: states() == ["here", "missing", "no-console"], "the node that does not answer")
-                found = operator.get("/api/overview").json
-                assert len(found["nodes"]) == 1
-                assert len(found["missing"]) == 1
-            finally:
-                kill(other.process.pid, signal.SIGCONT)
-    finally:
-        valkey.close()
 
 
 def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> None:

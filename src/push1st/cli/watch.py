@@ -106,14 +106,14 @@ def run(options: Arguments) -> int:
     config = load_or_demo(options.config)
     client = ConsoleClient(_address(options, config), _password(config), config.console.origin)
     client.sign_in()
-    left = [options.count]
-    was_open, tries = False, 0
+    output, is_expired = Output(f"watching {client.address} (Ctrl-C ends)", options.count), False
     while True:
         try:
+            if is_expired:
+                client.sign_in()
+                is_expired = False
             with client.live() as connection:
-                _say(f"watching {client.address} (Ctrl-C ends)" if not was_open else "watching again")
-                was_open, tries = True, 0
-                _receive(connection, _filter(options), left)
+                _receive(connection, _filter(options), output)
                 return 0
         except ConnectionClosed as exc:
             close = exc.rcvd
@@ -123,29 +123,45 @@ def run(options: Arguments) -> int:
         except BrokenPipeError:  # standard output is closed
             raise
         except ClientError as exc:
-            if isinstance(exc, Rejected) or not was_open:
+            if isinstance(exc, Rejected) or not output.was_ready:
                 raise
+            if isinstance(exc, Refusal) and exc.status == 401:
+                if is_expired:  # the password is not valid any more
+                    raise
+                is_expired = True
+                continue
             reason = str(exc)
-        wait = min(2.0**tries, MAX_WAIT_SECONDS)
-        tries += 1
+        wait = min(2.0**output.tries, MAX_WAIT_SECONDS)
+        output.tries += 1
         _say(f"{reason}; the next try is in {wait:.0f} s, events may be missing")
         time.sleep(wait)
-        _sign_in_again(client)
 
 
-def _sign_in_again(client: ConsoleClient) -> None:
-    """Signs in on a new connection, because the session may have expired. Raises Rejected if the password is wrong now."""
-    try:
-        client.sign_in()
-    except Refusal as exc:
-        if exc.status in (400, 401, 403):
-            raise Rejected(str(exc)) from exc
-    except ClientError:
-        return  # the next try to connect reports the reason
+class Output:
+    """What the command has printed. ready: the text for the beginning of the watch. count: see `--count`."""
+
+    def __init__(self, ready: str, count: int) -> None:
+        self._ready = ready
+        self._left = count
+        self.was_ready = False
+        self.tries = 0
+        """the number of tries to connect since the last watch began"""
+
+    def begin(self) -> None:
+        """Says once on each connection that the watch has begun."""
+        _say("watching again" if self.was_ready else self._ready)
+        self.was_ready, self.tries = True, 0
+
+    def print(self, event: object) -> bool:
+        """Prints an event; returns whether it was the last one."""
+        print(json.dumps(event), flush=True)  # ASCII only, so the line is safe for a terminal
+        self._left -= 1
+        return self._left == 0
 
 
-def _receive(connection: ClientConnection, filter: dict[str, Any], left: list[int]) -> None:
-    """Prints the events that the filter selects. Returns when `left[0]` more events are printed; 0: there is no limit."""
+def _receive(connection: ClientConnection, filter: dict[str, Any], output: Output) -> None:
+    """Prints the events that the filter selects. Returns after the last event that the options request."""
+    has_begun = False
     connection.send(json.dumps({"watch": "inspector", "filter": filter}))
     for text in connection:
         try:
@@ -154,10 +170,11 @@ def _receive(connection: ClientConnection, filter: dict[str, Any], left: list[in
             raise ClientError(f"not a message of the console: {text[:100]!r}") from None
         if "error" in found:
             raise Rejected(str(found["error"]))
+        if not has_begun:  # the first message confirms the watch
+            has_begun = True
+            output.begin()
         for event in found.get("events") or ():
-            print(json.dumps(event), flush=True)  # ASCII only, so the line is safe for a terminal
-            left[0] -= 1
-            if left[0] == 0:
+            if output.print(event):
                 return
         if found.get("dropped"):
             print(json.dumps({"dropped": found["dropped"]}), flush=True)

@@ -53,7 +53,7 @@ class Cluster:
     async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
         context = self._context
         replies = await context.wire.request(KIND)
-        facts = replies.decoded(_facts)
+        facts = {node: _facts.decode(one) for node, one in replies.found}
         nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
         leases = await self._leases(nodes)
         return {

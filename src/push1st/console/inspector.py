@@ -8,28 +8,23 @@ the watch ends on the other workers after `WATCH_SECONDS`.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import msgspec
 
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
+from push1st.console.live import LiveSocket
 from push1st.console.remedies import Remedies
-from push1st.core.tap import RENEW_SECONDS, TICK_SECONDS, Tap, TapFilter, Watch, read_filter
+from push1st.core.tap import MAX_BATCH, MAX_BATCH_BYTES, RENEW_SECONDS, TICK_SECONDS, Tap, TapFilter, Watch, read_filter
 from push1st.errors import Refused
 
+FIRST_RENEWAL_SECONDS = 1.0
+"""the time until the first renewal of a watch; a worker that has just started may not know all other workers yet"""
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
 CONFIRMED = b'{"events":[],"dropped":{}}'
-
-
-class InspectorSocket(Protocol):
-    """The WebSocket of an operator (`live.LiveSocket`)."""
-
-    @property
-    def closed(self) -> bool: ...
-    def send(self, text: bytes) -> None: ...
 
 
 class WatchOrder(msgspec.Struct, frozen=True):
@@ -53,7 +48,7 @@ class Inspector:
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
         self._taps = TapOwner(context, self._send_events)
-        self._own: dict[InspectorSocket, WatchOrder] = {}
+        self._own: dict[LiveSocket, WatchOrder] = {}
         """the watches of this worker's operators"""
         self._count = 0
         self._renew_at: asyncio.TimerHandle | None = None
@@ -63,7 +58,7 @@ class Inspector:
 
     # The operators of this worker
 
-    def watch(self, socket: InspectorSocket, request: dict[str, Any]) -> None:
+    def watch(self, socket: LiveSocket, request: Mapping[str, Any]) -> None:
         """Begins a watch of a socket; a further watch of the socket replaces the earlier one. Raises Refused."""
         filter = read_filter(request.get("filter") or {})
         self.unwatch(socket)
@@ -74,19 +69,21 @@ class Inspector:
         order = self._own[socket] = WatchOrder(f"{self._context.name}-{self._count}", self._context.name, filter)
         socket.send(CONFIRMED)
         self._context.wire.send(BEGIN, _encode(order))
-        if self._renew_at is None:
-            self._renew_later()
+        self._renew_later(FIRST_RENEWAL_SECONDS)
 
-    def unwatch(self, socket: InspectorSocket) -> None:
+    def unwatch(self, socket: LiveSocket) -> None:
         """Ends the watch of a socket, if it has one."""
         order = self._own.pop(socket, None)
         if order is not None:
             self._context.wire.send(END, order.id.encode())
 
-    def _renew_later(self) -> None:
-        self._renew_at = asyncio.get_running_loop().call_later(RENEW_SECONDS, self._renew)
+    def _renew_later(self, seconds: float) -> None:
+        """Renews all watches after some seconds. The time doubles with each renewal up to `RENEW_SECONDS`."""
+        if self._renew_at is not None:
+            self._renew_at.cancel()
+        self._renew_at = asyncio.get_running_loop().call_later(seconds, self._renew, min(2 * seconds, RENEW_SECONDS))
 
-    def _renew(self) -> None:
+    def _renew(self, next_seconds: float) -> None:
         self._renew_at = None
         for socket, order in list(self._own.items()):
             if socket.closed:
@@ -94,7 +91,7 @@ class Inspector:
             else:
                 self._context.wire.send(BEGIN, _encode(order))
         if self._own:
-            self._renew_later()
+            self._renew_later(next_seconds)
 
     def _pass_on(self, data: bytes) -> None:
         """Passes a batch of a worker to the operator; the batch follows the id of the watch."""
@@ -120,11 +117,14 @@ class Inspector:
         self._taps.unwatch(data.decode())
 
     def _send_events(self, node: str, watch: Watch) -> None:
-        """Sends the next batch of a watch. Events that cannot be sent are counted as left out."""
-        counts: Counter[str] = watch.dropped + Counter(one.what for one in watch.events)
+        """Sends the next batch of a watch. Events that cannot be sent wait, and a whole batch of such events is counted."""
+        events, dropped, size = watch.events, watch.dropped, watch.size
         text = watch.batch()
         if text and not self._send(node, watch.id, text):
-            watch.dropped = counts
+            if len(events) < MAX_BATCH and size < MAX_BATCH_BYTES:
+                watch.events, watch.dropped, watch.size = events, dropped, size
+            else:
+                watch.dropped = dropped + Counter(one.what for one in events)
 
     def _send(self, node: str, id: str, text: bytes) -> int:
         return self._context.wire.send(EVENTS, b"%b\n%b" % (id.encode(), text), node)

@@ -22,7 +22,7 @@ KIND = "overview"
 KEEP_SECONDS = 1.0
 """the seconds for which a worker keeps an answer"""
 FACTS_SECONDS = 5.0
-"""the seconds for which a worker keeps what costs more: the facts about the server, its open descriptors, and unread bytes"""
+"""the seconds for which a worker keeps the facts about the server, and the bytes that slow clients have not read"""
 MAX_EVERY, MIN_EVERY, EVERY = 60, 1, 2
 """the most, the fewest, and the usual seconds between two answers to a page that watches"""
 WITH_SERIES, WITHOUT = b"1", b""
@@ -67,9 +67,8 @@ class Overview:
         self._watches: dict[LiveSocket, asyncio.Task[None]] = {}
         self._answers: dict[bytes, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
         self._facts = Facts()
-        self._facts_at = self._counted_at = -FACTS_SECONDS
+        self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
-        self._fds: int | None = None
         context.wire.serve(KIND, self._own)
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
 
@@ -93,13 +92,12 @@ class Overview:
     async def _own(self, data: bytes) -> bytes:
         """Returns the figures of this worker. data: whether the samples are requested (`WITH_SERIES`)."""
         now = self._clock.monotonic()
-        if now - self._counted_at >= FACTS_SECONDS:
-            self._counted_at = now
+        if now - self._behind_at >= FACTS_SECONDS:
+            self._behind_at = now
             self._behind, _ = await self._context.edge.unsent()
-            self._fds = (await self._context.reports.figures()).fds
-        figures = msgspec.structs.asdict(self._context.reports.quick())
+        figures = await self._context.reports.figures()
         shown = NodeOverview(
-            **{**figures, "fds": self._fds},
+            **msgspec.structs.asdict(figures),
             id=self._context.name,
             machine=socket.gethostname(),
             python=platform.python_version(),
@@ -118,7 +116,7 @@ class Overview:
 
     async def _collect(self, data: bytes) -> dict[str, Any]:
         replies = await self._context.wire.request(KIND, data)
-        nodes = replies.decoded(_nodes).values()
+        nodes = [_nodes.decode(one) for _, one in replies.found]
         facts = await self._server_facts()
         return {
             "at": self._clock.wall() / 1_000_000_000,

@@ -3,7 +3,7 @@
 Counters are kept as they are; a page computes rates from two samples. This module knows no clock.
 """
 
-from array import array
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,12 +26,12 @@ FIELDS = (
 
 
 class Samples:
-    """The samples of a worker. An array has all values one after another, in 6 KB."""
+    """The samples of a worker."""
 
-    __slots__ = ("_at", "_next", "_values")
+    __slots__ = ("_at", "_next", "_samples")
 
     def __init__(self) -> None:
-        self._values = array("d")
+        self._samples: deque[tuple[float, ...]] = deque(maxlen=MAX_SAMPLES)
         self._next = 0.0
         self._at = 0.0
 
@@ -42,15 +42,11 @@ class Samples:
     def add(self, now: float, values: Sequence[float]) -> None:
         """Adds a sample, whose values are those of `FIELDS`. After a pause of the process, the earlier samples are dropped."""
         if self._at and not 0 <= now - self._at < 2 * EVERY_SECONDS:
-            del self._values[:]
-        elif len(self._values) == MAX_SAMPLES * len(FIELDS):
-            del self._values[: len(FIELDS)]
-        self._values.extend(values)
+            self._samples.clear()
+        self._samples.append(tuple(values))
         self._at = now
         self._next = now // EVERY_SECONDS * EVERY_SECONDS + EVERY_SECONDS
 
     def series(self) -> dict[str, Any]:
         """Returns all samples. at: the time of the last one. Each sample has a value for each field."""
-        values = self._values.tolist()
-        samples = [values[at : at + len(FIELDS)] for at in range(0, len(values), len(FIELDS))]
-        return {"at": self._at, "every": EVERY_SECONDS, "fields": FIELDS, "samples": samples}
+        return {"at": self._at, "every": EVERY_SECONDS, "fields": FIELDS, "samples": list(self._samples)}

@@ -2,9 +2,7 @@
 
 Each console is subscribed to the topic `#console` for all consoles, and to a topic of its own. The topics belong to an app that
 no source of apps contains, so this app has no clients and no metrics. A console that opens greets the others, and each of them
-replies. So every console knows which living nodes have a console, and waits only for these nodes. A greeting can be lost while
-the broker reconnects. So a request is also sent if no living node is known to have a console; from a reply, even a late one, the
-worker learns that the node has one.
+replies. So every console knows which living nodes have a console, and waits only for these nodes.
 
 Without a shared broker, and while the broker is away, a worker replies to its own requests only.
 """
@@ -12,7 +10,7 @@ Without a shared broker, and while the broker is away, a worker replies to its o
 import asyncio
 import itertools
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -42,8 +40,6 @@ HELLO = "hello"
 
 log = logs.get("push1st.console")
 
-T = TypeVar("T")
-
 
 class Replies(msgspec.Struct):
     """The replies of the workers to a request.
@@ -56,19 +52,6 @@ class Replies(msgspec.Struct):
     found: list[tuple[str, bytes]]
     missing: list[str]
     away: str
-
-    def decoded(self, decoder: msgspec.msgpack.Decoder[T]) -> dict[str, T]:
-        """Returns the decoded reply of each node. Adds a node whose reply cannot be decoded to `missing`.
-
-        During an update, nodes of two versions share the broker.
-        """
-        values = {}
-        for node, reply in self.found:
-            try:
-                values[node] = decoder.decode(reply)
-            except msgspec.DecodeError:
-                self.missing.append(node)
-        return values
 
 
 class WireRequest(msgspec.Struct, frozen=True, array_like=True, tag="request"):
@@ -108,8 +91,6 @@ class PendingRequest:
         self.waits_for = set(nodes)
         self.found: dict[str, bytes] = {}
         self.done = asyncio.Event()
-        if not nodes:
-            self.done.set()
 
     def reply(self, node: str, data: bytes) -> None:
         self.waits_for.discard(node)
@@ -133,7 +114,6 @@ class ConsoleWire:
         self._pending: dict[int, PendingRequest] = {}
         self._numbers = itertools.count(1)
         self._serving = 0
-        self._connecting: asyncio.Task[None] | None = None
         self._heard: dict[str, float] = {}
         """the other nodes that have a console, with the times of their last frames (loop's clock)"""
         self.is_open = False
@@ -155,7 +135,7 @@ class ConsoleWire:
             await self._subscribe()
         except Refused as exc:
             log.warning("console is not connected with other workers", reason=exc.text)
-            self._connecting = asyncio.create_task(self._retry())  # unlike `spawn`, the end of the worker does not wait for it
+            spawn(self._retry())
 
     async def _subscribe(self) -> None:
         handler = TopicHandler(lambda _: b"", self._received)
@@ -198,8 +178,8 @@ class ConsoleWire:
         if node == self._name:
             return Replies([(self._name, await self._own(kind, data))], [], "")
         peers = self.peers()
-        nodes = [one for one in self.consoles() if node in ("", one)] or ([node] if node in peers.nodes else [])
-        if peers.away or not (nodes or (peers.nodes and not node)):
+        nodes = [one for one in self.consoles() if node in ("", one)]
+        if peers.away or not nodes:
             found = [] if node else [(self._name, await self._own(kind, data))]
             return Replies(found, [node] if node else [], peers.away)
         asked = WireRequest(next(self._numbers), self._name, kind, data)
@@ -215,15 +195,14 @@ class ConsoleWire:
         return Replies(own + sorted(pending.found.items()), missing, living.away)
 
     def send(self, kind: str, data: bytes, node: str = "") -> int:
-        """Sends a message to all workers, or to one node. Returns the number of known consoles to which the message is sent."""
+        """Sends a message to all workers, or to one node. Returns the number of workers to which the message is sent."""
         reached = 0
         if node in ("", self._name):
             self._handled[kind](data)
             reached = 1
         if node != self._name:
             others = [one for one in self.consoles() if node in ("", one)]
-            peers = self.peers()
-            if not peers.away and (others or (node in peers.nodes if node else peers.nodes)):
+            if others:
                 self._publish(_topic(node) if node else TOPIC, WireMessage(self._name, kind, data))
                 reached += len(others)
         return reached

