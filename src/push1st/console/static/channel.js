@@ -87,6 +87,7 @@ function Cached({ cache }) {
   return html`<div class="panel">
     <${Facts} pairs=${[["Event", html`<${Name} of=${cache.event} />`], cache.ttl !== null && cache.ttl !== undefined && ["Expires in", duration(cache.ttl)], cache.bytes && ["Size", bytes(cache.bytes)]]} />
     <${Data} of=${cache.data} label="Data of the last event" encoding=${cache.encoding} />
+    ${cache.cut && html`<p class="note">The beginning of ${bytes(cache.bytes)}.</p>`}
   </div>`;
 }
 
