@@ -85,3 +85,9 @@ def test_numbers_have_few_characters_and_a_unit():
         'count(2000, "worker")': "2,000 workers",
     }
     assert dict(zip(expected, calls(*expected), strict=True)) == expected
+
+
+def test_json_in_a_string_is_shown_as_json():
+    texts = ['{"a":[1]}', '"{\\"a\\":1}"', '"text"', "1", "{cut", "text"]
+    shown = calls(*(f"pretty({json.dumps(text)})" for text in texts))
+    assert shown == ['{\n  "a": [\n    1\n  ]\n}', '{\n  "a": 1\n}', "text", "1", "{cut", "text"]

@@ -1,6 +1,6 @@
 // @ts-check
 /** The channels of an app that have subscribers. */
-import { html } from "./vendor/htm-preact.js";
+import { html, useMemo } from "./vendor/htm-preact.js";
 import { go, link, path, useCall } from "./data.js";
 import { short } from "./text.js";
 import { Choice, Empty, Filter, Kind, Missing, Name, Pager, Screen, Table } from "./ui.js";
@@ -16,11 +16,16 @@ export const KINDS = /** @type {const} */ ([
   ["protected", "protected"],
 ]);
 
+/** @param {{name: string}} a @param {{name: string}} b */
+function byName(a, b) {
+  return a.name < b.name ? -1 : 1;
+}
+
 /** @param {{params: Record<string, string>}} props */
 export function Channels({ params }) {
   const { app, prefix = "", kind = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps", app, "channels"], { prefix, kind, after, limit: LIMIT }), 5);
-  const channels = data?.channels;
+  const channels = useMemo(() => data?.channels.slice().sort(byName), [data]);
   /** @param {Record<string, string>} change */
   const put = (change) => go("channels", { app, prefix, kind, ...change }, true);
   const isFiltered = prefix || kind;

@@ -161,13 +161,15 @@ export function nodeName(node) {
 }
 
 /**
- * Returns JSON with indentation; the same text if it is not JSON.
+ * Returns JSON with indentation; the same text if it is not JSON. Pusher's data is often a string that contains JSON.
  * @param {string} text
+ * @returns {string}
  */
 export function pretty(text) {
   if (text.length > 200_000) return text;
   try {
     const value = JSON.parse(text);
+    if (typeof value === "string") return text.startsWith('"') ? pretty(value) : text;
     return typeof value === "object" && value !== null ? JSON.stringify(value, null, 2) : text;
   } catch {
     return text;
