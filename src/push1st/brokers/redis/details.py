@@ -26,7 +26,7 @@ class BrokerServers:
         found: dict[str, BrokerDetails] = {}
         for shard in self._shards:
             resp = shard.connection.established
-            if resp is None or resp.run_id in found:
+            if resp is None or resp.peer in found:
                 continue
             with contextlib.suppress(hiredis.ReplyError, ConnectionLost):
                 began = time.perf_counter()
@@ -36,7 +36,7 @@ class BrokerServers:
                 slots = None
                 if about.get("cluster_enabled") == "1":
                     slots = sum(_own_slots(node) for node in (await resp.call("CLUSTER", "NODES")).decode().splitlines())
-                found[resp.run_id] = _details(str(shard.address), about, rtt, slots)
+                found[resp.peer] = _details(resp.peer, about, rtt, slots)
         return list(found.values())
 
     async def leases(self, nodes: Sequence[str]) -> dict[str, float]:

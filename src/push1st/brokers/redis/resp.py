@@ -169,6 +169,15 @@ class RespConnection(asyncio.Protocol):
     # Writing
 
     @property
+    def peer(self) -> str:
+        """The address of the server: `HOST:PORT`, or the path of its Unix socket."""
+        peer = self._transport.get_extra_info("peername")
+        if not isinstance(peer, tuple):
+            return str(peer or "")
+        host, port = peer[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
     def queued(self) -> int:
         """The number of bytes that wait to be sent to the server."""
         return self._out_size + self._transport.get_write_buffer_size()
