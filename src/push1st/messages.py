@@ -13,7 +13,6 @@ import msgspec
 from push1st.positions import Position
 
 DeliveryMode = Literal["broadcast", "multicast", "unicast"]
-
 API = "api"
 """the sender (`#msg-from`) of a message that was published over HTTP"""
 INTERNAL = "pusher_internal:"
@@ -276,13 +275,14 @@ class ClientRequest(msgspec.Struct, frozen=True, gc=False):
     """The query and the headers of a client's handshake, which the server sends to the app's backend.
 
     `query`: the query of the URL.
-    `origin`, `cookie`, `authorization`: the values of these headers; None for a header that the client did not send.
+    `origin`, `cookie`, `authorization`, `user_agent` (only for the console): the values of these headers; None without one.
     """
 
     query: str = ""
     origin: str | None = None
     cookie: str | None = None
     authorization: str | None = None
+    user_agent: str | None = None
 
     @property
     def user(self) -> SignedInUser | None:

@@ -12,6 +12,7 @@ from push1st.console.assets import Assets
 from push1st.console.channels import ChannelList
 from push1st.console.cluster import Cluster
 from push1st.console.configuration import Configuration
+from push1st.console.connections import ConnectionList
 from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import BrokerReports, ConsoleContext, ConsolePart
 from push1st.console.events import EventCreator
@@ -37,6 +38,7 @@ PARTS: tuple[Callable[[ConsoleContext], ConsolePart], ...] = (
     Version,
     AppList,
     ChannelList,
+    ConnectionList,
     EventCreator,
     HookList,
     HistoryList,

@@ -35,6 +35,7 @@ from push1st.brokers.retained import Retain, Retained
 from push1st.brokers.sessions import Sessions
 from push1st.clock import Clock
 from push1st.config.model import AppConfig
+from push1st.core.agents import ClientAgents
 from push1st.core.app import App, Client
 from push1st.core.controller import Controller
 from push1st.core.counts import Counts
@@ -135,6 +136,8 @@ class Node:
         self.used: dict[str, App] = {}
         """the apps that have been used since the start of this worker, by id; removed apps are missing"""
         self.ending = EndQueue()
+        self.agents: ClientAgents | None = None
+        """the programs of clients; None without a console"""
         self.tap: Tap | None = None
         """the object that shows events to operators; None while no operator watches"""
         self.on_configured: list[Callable[[AppConfig], object]] = []

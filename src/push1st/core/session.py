@@ -16,6 +16,7 @@ from typing import Any
 
 from push1st import auth
 from push1st.core import decisions, resuming, rights
+from push1st.core.agents import ClientAgent
 from push1st.core.app import App, Outlet
 from push1st.core.hub import Lane, LanesOf, Subscription, Wire, Write
 from push1st.core.node import Node, SessionState
@@ -77,6 +78,7 @@ class Session:
         "_events",
         "_refusals",
         "_when_idle",
+        "agent",
         "app",
         "authorized",
         "claims",
@@ -131,7 +133,7 @@ class Session:
         self.topics: dict[str, Lane] | None = None
         self.filters: dict[str, Lane] | None = None
         self.authorized = False
-        """whether the client has presented a valid sign-in, or has subscribed to a channel that is not public"""
+        self.agent: ClientAgent | None = None
         self.closed = self._busy = False
         self._charged = 0.0
         self.waiting: deque[Command] | None = None
@@ -166,8 +168,6 @@ class Session:
         for lane in lanes:
             lane.writes[self] = write
 
-    # Connections
-
     def attach(self, connection: AttachedConnection[Any]) -> None:
         """Sends the items of the outbox, and then all further output, on a new connection. The session must have an outbox."""
         assert self.outbox is not None
@@ -179,9 +179,8 @@ class Session:
         `until`: the time at which the session expires, in seconds on the node's `Clock.monotonic`. If `until` is in the past, the
         session expires now; otherwise the owner of the outbox calls `expire` at the time `until`.
         """
-        outbox = self.outbox
-        if outbox is not None:
-            outbox.detach(until)
+        if self.outbox is not None:
+            self.outbox.detach(until)
             if until > self.node.clock.monotonic():
                 return
         self.expire()
@@ -210,6 +209,8 @@ class Session:
         """
         if commands:
             self.waiting = deque(commands)
+        if self.node.agents is not None:
+            self.agent = self.node.agents.of(request)
         if self._admission is None and "connect" not in self.app.backend_decides and request.user is None:
             on_admitted()
             if self.waiting:
@@ -435,8 +436,6 @@ class Session:
         self.outlet.send(Subscribed(name, joined.members))
         resuming.send_earlier(self, kind, name, request, joined)
         return True
-
-    # Signing in
 
     async def _sign_in(self, command: SignIn) -> None:
         """Signs the client in as a user (Pusher protocol, section 5). Raises Refused."""

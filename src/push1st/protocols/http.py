@@ -30,7 +30,7 @@ IDLE, HEAD, BODY = 0, 1, 2
 """the stages of a decoder: between two requests, in the headers of a request, in the body of a request"""
 
 _G = ord("G")
-_HARMLESS = frozenset((b"accept", b"accept-encoding", b"connection", b"content-length", b"host"))
+_HARMLESS = frozenset((b"accept", b"accept-encoding", b"connection", b"content-length", b"host", b"user-agent"))
 _ANSWERED = frozenset((b"connection", b"expect", b"upgrade"))
 _NEEDED = frozenset(
     (

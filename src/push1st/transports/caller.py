@@ -46,6 +46,8 @@ FORWARDING = frozenset(
     )
 )
 """names of the headers that only proxies add to requests"""
+AGENT = b"user-agent"
+"""the header that names the program of a client, which only the console shows"""
 _OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
 _NAME = re.compile(rb"([a-z0-9_.-]++)(?::[0-9]+)?\Z")
 _PRIVATE = (b".internal", b".local", b".home.arpa", b".svc")
@@ -184,11 +186,13 @@ def client_ip(peer: str, headers: Headers, proxies: Networks) -> str:
 def client_of(headers: Headers, query: str) -> ClientRequest:
     """Returns the parts of a client's first request that the server sends to the app's backend: the query and some headers."""
     origin, cookie, authorization = headers.get(b"origin"), headers.get(b"cookie"), headers.get(b"authorization")
+    agent = headers.get(AGENT)
     return ClientRequest(
         query,
         None if origin is None else origin.decode("latin-1"),
         None if cookie is None else cookie.decode("latin-1"),
         None if authorization is None else authorization.decode("latin-1"),
+        None if agent is None else agent.decode("latin-1"),
     )
 
 

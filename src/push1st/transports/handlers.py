@@ -18,7 +18,7 @@ from push1st.eager import MaybeAwaitable
 from push1st.messages import ClientRequest, Request, Response
 from push1st.protocols.http import RequestRules
 from push1st.transports.answers import error
-from push1st.transports.caller import FORWARDING, Headers, is_own_name
+from push1st.transports.caller import AGENT, FORWARDING, Headers, is_own_name
 from push1st.transports.context import EdgeContext
 from push1st.transports.places import Crowded
 
@@ -231,7 +231,8 @@ class Handlers:
         ]
         self._routes = [(re.compile(path + r"\Z"), route.handler) for path, route in paths]
         others = "|".join((*(path for path, _ in paths), "/+metrics"))
-        self.rules = RequestRules(self.least_body, self.max_body, FORWARDING, is_own_name, others, time.perf_counter_ns)
+        needed = FORWARDING | {AGENT} if context.config.console.listens else FORWARDING
+        self.rules = RequestRules(self.least_body, self.max_body, needed, is_own_name, others, time.perf_counter_ns)
 
     def find(self, path: str) -> tuple[Handler, tuple[str, ...]] | None:
         """Returns the handler of a path, and the values of the groups in `Route.tail`; None if the API serves the path."""

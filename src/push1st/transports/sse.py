@@ -200,7 +200,6 @@ class EventStream(Takeover):
     __slots__ = (
         "_address",
         "_beat_at",
-        "_began",
         "_channels",
         "_closing",
         "_context",
@@ -215,6 +214,7 @@ class EventStream(Takeover):
         "_transport",
         "_wire",
         "address",
+        "began",
         "due_at",
     )
 
@@ -285,7 +285,7 @@ class EventStream(Takeover):
         node.metrics.opened["sse"] += 1
         if node.tap is not None:
             node.tap.connected(request.app, session)
-        self._began = context.sweep.now
+        self.began = context.sweep.now
         return session
 
     # Methods that the session calls
@@ -421,7 +421,7 @@ class EventStream(Takeover):
         if session is not None:
             if reason:
                 session.log_end(code, reason)
-            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node, seconds = self._context.node, self._context.sweep.now - self.began
             node.metrics.end("sse", code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(session.app, session, code, seconds)

@@ -37,7 +37,6 @@ class WebSocketOutput(ClientSocket):
 
     __slots__ = (
         "_authorize_by",
-        "_began",
         "_decoder",
         "_events",
         "_page",
@@ -46,6 +45,7 @@ class WebSocketOutput(ClientSocket):
         "_seen",
         "_session",
         "_switch",
+        "began",
         "codec",
     )
 
@@ -65,7 +65,7 @@ class WebSocketOutput(ClientSocket):
         self._session: Session | None = None
         self._page: PageConnection | None = None
         """the connection of a page, which is notified when the client answers a close frame; None if the URL names no page"""
-        self._began = self._seen = context.sweep.now
+        self.began = self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
         self._slow = False
@@ -179,7 +179,7 @@ class WebSocketOutput(ClientSocket):
     def _leave(self, code: int = NO_CLOSE_FRAME) -> None:
         session, self._session = self._session, None
         if session is not None:
-            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node, seconds = self._context.node, self._context.sweep.now - self.began
             node.metrics.end(self.codec.name, code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(session.app, session, code, seconds)

@@ -72,7 +72,6 @@ class XhrSession:
     __slots__ = (
         "_authorize_by",
         "_beat_at",
-        "_began",
         "_context",
         "_outbox",
         "_period",
@@ -81,6 +80,7 @@ class XhrSession:
         "_session",
         "_timeout",
         "address",
+        "began",
         "codec",
         "current",
         "delivery",
@@ -114,7 +114,7 @@ class XhrSession:
         self.is_slow = False
         self.delivery = PageDelivery()
         self._authorize_by = 0.0
-        self._began = self._seen = self.wrote_at = context.sweep.now
+        self.began = self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
         """the time of the heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
@@ -307,7 +307,7 @@ class XhrSession:
             self.input.drop()
         self._context.open.discard(self)
         if not self.closing:
-            node, seconds = self._context.node, self._context.sweep.now - self._began
+            node, seconds = self._context.node, self._context.sweep.now - self.began
             node.metrics.end(self.codec.name, code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(self._session.app, self._session, code, seconds)

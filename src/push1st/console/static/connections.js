@@ -9,7 +9,8 @@ const LIMIT = 50;
 const PROTOCOLS = /** @type {const} */ ([
   ["", "all protocols"],
   ["pusher", "pusher"],
-  ["push1st", "raw WebSocket"],
+  ["pusher-xhr", "pusher over XHR"],
+  ["websocket", "raw WebSocket"],
   ["mqtt", "MQTT"],
   ["sse", "SSE"],
 ]);

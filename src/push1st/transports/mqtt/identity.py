@@ -201,6 +201,7 @@ def _request(
         where.origin,
         where.cookie,
         where.authorization,
+        where.user_agent,
         client_id=packet.client_id,
         username=None if packet.username is None else name,
         password=password,

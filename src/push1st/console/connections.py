@@ -1,0 +1,312 @@
+"""The endpoints for connections: the sessions of all protocols on all workers, in pages, and the end of sessions and users.
+
+A worker examines at most `MAX_EXAMINED` sessions for a page, in slices. Its cursor is the place in its list after the last
+examined session, with a checksum of this session's id, because sessions that end meanwhile move the others forward.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Protocol, cast
+
+import msgspec
+
+from push1st.brokers.listing import digest_of
+from push1st.console.cursors import NO_CURSOR, cursor_of, places_of
+from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
+from push1st.core.agents import ClientAgents
+from push1st.core.app import App
+from push1st.core.session import Session
+from push1st.errors import Refused
+
+MAX_LIMIT = 100
+MAX_CURSOR = 8192
+MAX_ID = 600
+MAX_EXAMINED = 10_000
+"""the maximum number of sessions that a worker examines for a page"""
+SLICE = 1000
+"""the maximum number of sessions that a worker examines in one turn of the event loop"""
+SLICE_SECONDS = 0.002
+MAX_CHANNELS = 50
+"""the maximum number of channels that the row of a session shows"""
+SECONDS = 2.0
+"""the seconds for which a page waits for other workers"""
+FIRST = "0:"
+"""the place of a list of which nothing is shown yet"""
+PROTOCOLS = ("pusher", "pusher-xhr", "websocket", "sse", "mqtt")
+_PLACE = re.compile(r"([0-9]{1,9}):([0-9a-f]{0,8})\Z")
+
+
+class ConnectionFilter(msgspec.Struct, array_like=True):
+    """The sessions that a list shows; "" shows all. behind: only sessions with unsent output."""
+
+    id: str
+    user: str
+    ip: str
+    channel: str
+    protocol: str
+    behind: bool
+
+
+class ConnectionsRequest(msgspec.Struct, array_like=True):
+    """A request for sessions. places: the cursors of the workers. is_first: whether workers without a cursor begin."""
+
+    app: str
+    filter: ConnectionFilter
+    is_first: bool
+    places: dict[str, str]
+    limit: int
+
+
+class ListedConnection(msgspec.Struct, array_like=True):
+    """The row of a session. after: the cursor of the sessions after this one. Other fields: see docs/console.md."""
+
+    after: str
+    id: str
+    ip: str
+    user_agent: str
+    origin: str
+    protocol: str
+    since: float
+    user: str
+    channels: list[str]
+    channel_count: int
+    behind: int
+
+
+class ConnectionPage(msgspec.Struct, array_like=True):
+    """The sessions of a worker. next: the cursor of the next page; "" after the last one."""
+
+    connections: list[ListedConnection] = []
+    next: str = ""
+    examined: int = 0
+
+
+class TerminateRequest(msgspec.Struct, array_like=True):
+    """A request to end a session. reconnects: whether the client may reconnect at once."""
+
+    app: str
+    id: str
+    reconnects: bool
+
+
+class TerminateBody(msgspec.Struct):
+    """The body of `POST …/connections/{id}/terminate`."""
+
+    reconnect: bool = True
+
+
+class ListedOutlet(Protocol):
+    """The properties that all outlets of sessions have. began: when it began, on the clock of `Sweep.now`; 0 before."""
+
+    @property
+    def began(self) -> float: ...
+    @property
+    def unsent(self) -> int: ...
+
+
+_request = msgspec.msgpack.Decoder(ConnectionsRequest).decode
+_page = msgspec.msgpack.Decoder(ConnectionPage).decode
+_terminate = msgspec.msgpack.Decoder(TerminateRequest).decode
+_body = msgspec.json.Decoder(TerminateBody).decode
+_encode = msgspec.msgpack.encode
+
+
+class ConnectionList:
+    """The connections of an app."""
+
+    def __init__(self, context: ConsoleContext) -> None:
+        self._context = context
+        self._node = context.node
+        self._node.agents = ClientAgents()
+        self.endpoints = (
+            ConsoleEndpoint("GET", r"apps/([^/]+)/connections", self._listing),
+            ConsoleEndpoint("POST", r"apps/([^/]+)/connections/([^/]+)/terminate", self._end_one),
+            ConsoleEndpoint("POST", r"apps/([^/]+)/users/([^/]+)/terminate", self._end_user),
+        )
+        context.wire.serve("connections", self._own)
+        context.wire.serve("terminate", self._end_own)
+
+    # This worker
+
+    async def _own(self, data: bytes) -> bytes:
+        request = _request(data)
+        place = request.places.get(self._context.name, FIRST if request.is_first else "")
+        app = self._node.used.get(request.app)
+        if app is None or not place:
+            return _encode(ConnectionPage())
+        return _encode(await self._examine(app, request.filter, place, request.limit))
+
+    async def _examine(self, app: App, wanted: ConnectionFilter, place: str, limit: int) -> ConnectionPage:
+        """Returns the next sessions that pass the filter. place: a valid cursor."""
+        sessions = _candidates(app, wanted)
+        begin = index = _begin(sessions, place)
+        end = min(len(sessions), begin + MAX_EXAMINED)
+        found: list[ListedConnection] = []
+        until = time.monotonic() + SLICE_SECONDS
+        while index < end and len(found) < limit:
+            session = sessions[index]
+            index += 1
+            if not session.closed and _passes(session, wanted):
+                found.append(self._listed(session, f"{index}:{digest_of(session.id)}"))
+            if not index % SLICE or time.monotonic() > until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + SLICE_SECONDS
+        following = f"{index}:{digest_of(sessions[index - 1].id)}" if index < len(sessions) else ""
+        return ConnectionPage(found, following, index - begin)
+
+    def _listed(self, session: Session, after: str) -> ListedConnection:
+        outlet, agent = cast(ListedOutlet, session.outlet), session.agent
+        age = self._context.edge.sweep.now - outlet.began if outlet.began else 0.0
+        return ListedConnection(
+            after,
+            session.id,
+            session.ip,
+            "" if agent is None else agent.user_agent,
+            "" if agent is None else agent.origin,
+            session.wire.name,
+            self._node.clock.wall() / 1e9 - age,
+            "" if session.user is None else session.user.id,
+            list(islice(_channels(session), MAX_CHANNELS)),
+            len(session.subscriptions) + len(session.filters or ()),
+            outlet.unsent,
+        )
+
+    def _end_own(self, data: bytes) -> bytes:
+        request = _terminate(data)
+        app = self._node.used.get(request.app)
+        session = None if app is None else app.tenant.sessions.get(request.id)
+        if session is None:
+            return b""
+        client = cast(Session, session)
+        # A Pusher client reconnects at once after 4200, and does not reconnect after 4009.
+        if request.reconnects:
+            client.disconnect(4200, "Terminated by an operator: reconnect")
+        else:
+            client.disconnect(4009, "Terminated by an operator")
+        return b"1"
+
+    # All workers
+
+    def _app(self, call: ConsoleCall) -> App:
+        id = call.args[0]
+        config = self._node.apps.by_id(id)
+        if config is None:
+            raise Refused(404, f"there is no app {id[:64]!r}")
+        return self._node.app(config)
+
+    async def _listing(self, call: ConsoleCall) -> object:
+        app, limit, after = self._app(call), max(1, call.number("limit", 50, MAX_LIMIT)), call.text("after", MAX_CURSOR)
+        wanted = ConnectionFilter(
+            call.text("id", MAX_ID),
+            call.text("user", MAX_ID),
+            call.text("ip"),
+            call.text("channel", MAX_ID),
+            call.text("protocol"),
+            call.flag("behind"),
+        )
+        if wanted.protocol and wanted.protocol not in PROTOCOLS:
+            raise Refused(400, f"protocol must be one of {', '.join(PROTOCOLS)}")
+        places = places_of(after) if after else {}
+        if not all(_PLACE.match(place) for place in places.values()):
+            raise Refused(400, NO_CURSOR)
+        request = ConnectionsRequest(app.config.id, wanted, not after, places, limit)
+        replies = await self._context.wire.request("connections", _encode(request), seconds=SECONDS)
+        rows: list[dict[str, object]] = []
+        following: dict[str, str] = {}
+        examined = 0
+        for node, data in replies.found:
+            page = _page(data)
+            examined += page.examined
+            shown = page.connections[: limit - len(rows)]
+            rows += [_row(one, node) for one in shown]
+            if len(shown) < len(page.connections):
+                following[node] = shown[-1].after if shown else places.get(node, FIRST)
+            elif page.next:
+                following[node] = page.next
+        following |= {node: places.get(node, FIRST) for node in replies.missing if not after or node in places}
+        return {
+            "connections": rows,
+            "next": cursor_of(following),
+            "complete": not following or len(rows) >= limit,
+            "examined": examined,
+            "missing": replies.missing,
+            "away": replies.away,
+        }
+
+    async def _end_one(self, call: ConsoleCall) -> object:
+        app, id = self._app(call).config.id, call.args[1]
+        try:
+            body = _body(call.body or b"{}")
+        except msgspec.DecodeError as exc:
+            raise Refused(400, f'the body must be {{"reconnect": true}} or {{"reconnect": false}}: {exc}') from None
+        request = TerminateRequest(app, id, body.reconnect)
+        replies = await self._context.wire.request("terminate", _encode(request), seconds=SECONDS)
+        found = sum(bool(data) for _, data in replies.found)
+        if not found and not replies.missing:
+            raise Refused(404, f"there is no connection {id[:64]!r}")
+        self._context.action(call, "terminate", app, id)
+        return {"found": found, "delivered": len(replies.found), "missing": replies.missing, "away": replies.away}
+
+    async def _end_user(self, call: ConsoleCall) -> object:
+        app, user = self._app(call), call.args[1]
+        await self._node.terminate(app, user)
+        self._context.action(call, "terminate user", app.config.id, user)
+        return {"delivered": len(self._context.wire.peers().nodes) + 1}
+
+
+def _candidates(app: App, wanted: ConnectionFilter) -> Sequence[Session]:
+    """Returns the sessions among which those that pass a filter are, in the order in which they began or subscribed."""
+    sessions = app.tenant.sessions
+    if wanted.id:
+        found = sessions.get(wanted.id)
+        return [] if found is None else [cast(Session, found)]
+    channel = app.tenant.channels.get(wanted.channel) if wanted.channel else None
+    if channel is not None:
+        return cast(Sequence[Session], list(chain(*[lane.writes for lane in channel.lanes])))
+    return cast(Sequence[Session], list(sessions.values()))
+
+
+def _begin(sessions: Sequence[Session], place: str) -> int:
+    """Returns the index at which a page begins. Sessions that have ended since have moved the others forward."""
+    number, _, digest = place.partition(":")
+    index = min(int(number), len(sessions))
+    for one in range(index - 1, max(-1, index - SLICE), -1) if digest else ():
+        if digest_of(sessions[one].id) == digest:
+            return one + 1
+    return index
+
+
+def _passes(session: Session, wanted: ConnectionFilter) -> bool:
+    if wanted.ip and session.ip != wanted.ip:
+        return False
+    if (
+        wanted.protocol
+        and session.wire.name != wanted.protocol
+        and not (wanted.protocol == "mqtt" and session.wire.name == "mqtt5")
+    ):
+        return False
+    if wanted.channel and wanted.channel not in session.subscriptions and wanted.channel not in (session.filters or ()):
+        return False
+    if wanted.behind and not cast(ListedOutlet, session.outlet).unsent:
+        return False
+    return not wanted.user or _is_user(session, wanted.user)
+
+
+def _is_user(session: Session, user: str) -> bool:
+    """Returns whether a client is signed in as a user, or is a user's connection on a presence channel."""
+    if session.user is not None and session.user.id == user:
+        return True
+    return any(one.member is not None and one.member.user_id == user for one in session.subscriptions.values())
+
+
+def _channels(session: Session) -> Iterator[str]:
+    return chain(session.subscriptions, session.filters or ())
+
+
+def _row(one: ListedConnection, node: str) -> dict[str, object]:
+    row = msgspec.structs.asdict(one) | {"worker": node}
+    del row["after"]
+    return row
