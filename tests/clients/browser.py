@@ -33,6 +33,8 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-port=0",
 )
+CODES = {"Tab": ("Tab", 9), "Enter": ("Enter", 13), "Escape": ("Escape", 27)}
+"""the codes of keys that write no text, and their numbers"""
 HERE = Path(__file__).parent
 PUSHER_JS = MODULES / "pusher-js" / "dist" / "web"
 PUSH1ST_JS = HERE.parents[1] / "clients" / "js"
@@ -94,6 +96,31 @@ class Tab:
         """Disconnects the page from the network, or connects it again, and fires the events of the window."""
         conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         self._browser.call("Network.emulateNetworkConditions", conditions, self._session)
+
+    def show(self, width: int, scheme: str = "light", height: int = 900) -> None:
+        """Sets the width of the page in pixels, and the colours that the reader prefers: `light` or `dark`."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._browser.call("Emulation.setDeviceMetricsOverride", size, self._session)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._browser.call("Emulation.setEmulatedMedia", {"features": features}, self._session)
+
+    def press(self, key: str, text: str = "") -> None:
+        """Presses and releases a key. text: the text that the key writes."""
+        code, number = CODES.get(key, ("", ord(key[0].upper())))
+        down: dict[str, Any] = {"type": "keyDown" if text else "rawKeyDown", "key": key, "text": text, "code": code}
+        down["windowsVirtualKeyCode"] = number
+        self._browser.call("Input.dispatchKeyEvent", down, self._session)
+        self._browser.call("Input.dispatchKeyEvent", {**down, "type": "keyUp", "text": ""}, self._session)
+
+    def write(self, text: str) -> None:
+        """Writes text into the focused field, key by key."""
+        for letter in text:
+            self.press(letter, letter)
+
+    def picture(self, path: Path) -> None:
+        """Writes a picture of the whole page as PNG."""
+        asked = {"format": "png", "captureBeyondViewport": True}
+        path.write_bytes(base64.b64decode(self._browser.call("Page.captureScreenshot", asked, self._session)["data"]))
 
     def close(self) -> None:
         """Closes the page without waiting for its scripts, as a person does."""
