@@ -79,8 +79,12 @@ def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> No
             shown = page.until(lambda message: len(message["overview"]["nodes"]) == 2)["overview"]
             (other,) = [node["pid"] for node in shown["nodes"] if node["id"] != shown["here"]]
             kill(other)
-            page.until(lambda message: len(message["overview"]["nodes"]) == 1)
-            page.until(lambda message: len(message["overview"]["nodes"]) == 2)
+
+            def replaced(message: Any) -> bool:
+                pids = [node["pid"] for node in message["overview"]["nodes"]]
+                return len(pids) == 2 and other not in pids
+
+            page.until(replaced)
 
 
 def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> None:
