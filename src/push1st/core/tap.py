@@ -132,7 +132,23 @@ class Answered(msgspec.Struct, frozen=True):
 class Watch:
     """A lease on the events of a worker. until: the time at which the watch ends, in seconds on `Clock.monotonic`."""
 
-    __slots__ = ("dropped", "events", "filter", "has_channel", "id", "kinds", "room", "size", "until")
+    __slots__ = (
+        "app",
+        "dropped",
+        "dropped_client_events",
+        "dropped_published",
+        "events",
+        "filter",
+        "has_channel",
+        "id",
+        "is_of_client",
+        "kinds",
+        "room",
+        "size",
+        "until",
+        "wants_client_events",
+        "wants_published",
+    )
 
     def __init__(self, id: str, filter: TapFilter, until: float) -> None:
         self.id = id
@@ -144,7 +160,13 @@ class Watch:
         self.events: list[TapEvent] = []
         self.size = 0
         self.dropped: Counter[str] = Counter()
-        self.has_channel = matcher((filter.channel,))
+        self.dropped_published = self.dropped_client_events = 0
+        """numbers like those in `dropped`, which are faster to count; `batch` adds them to `dropped`"""
+        self.app = filter.app
+        self.has_channel = matcher((filter.channel,)) if filter.channel else None
+        self.is_of_client = bool(filter.socket or filter.user or filter.ip)
+        self.wants_published = not self.kinds or "published" in self.kinds
+        self.wants_client_events = not self.kinds or "client-event" in self.kinds
 
     def wants(self, what: TapKind, app: str, channel: str) -> bool:
         filter = self.filter
@@ -152,7 +174,7 @@ class Watch:
             return False
         if filter.app and app != filter.app and (app or what not in ("refused", "cut-off")):
             return False  # a rejection without a valid app may concern each app
-        return not filter.channel or self.has_channel(channel) is not None
+        return self.has_channel is None or self.has_channel(channel) is not None
 
     def wants_client(self, socket: str, user: str, ip: str) -> bool:
         filter = self.filter
@@ -166,8 +188,15 @@ class Watch:
         self.dropped[what] += 1
         return False
 
+    @property
+    def has_batch(self) -> bool:
+        return bool(self.events or self.dropped or self.dropped_published or self.dropped_client_events)
+
     def batch(self) -> bytes:
         """Returns the waiting events and counts as JSON, and removes them; b"" if there are none."""
+        if self.dropped_published or self.dropped_client_events:
+            self.dropped += Counter({"published": self.dropped_published, "client-event": self.dropped_client_events})
+            self.dropped_published = self.dropped_client_events = 0
         if not self.events and not self.dropped:
             return b""
         text = _encode(TapBatch(self.events, self.dropped))
@@ -227,7 +256,7 @@ class Tap:
             self.watches = tuple([one for one in self.watches if one.until > now])
         for one in self.watches:
             one.room = min(MAX_RATE, one.room + int(MAX_RATE * TICK_SECONDS))
-            if one.events or one.dropped:
+            if one.has_batch:
                 self._send(one)
 
     # Clients
@@ -249,27 +278,49 @@ class Tap:
         self._show("signed-in", app.config.id, "", client, user_id)
 
     def published(self, app: App, channel: str, event: str, data: bytes, sender: str, user_id: str | None) -> None:
-        """Shows an event that this worker publishes. The parameters are those of `Node.publish`."""
-        what: TapKind = "published" if sender == API else "client-event"
-        id = app.config.id
-        user, ip, protocol, socket = user_id or "", "", "", ""
-        client = None
+        """Shows an event that this worker publishes. The parameters are those of `Node.publish`.
+
+        measured: with an inspector, a worker that only counts loses 2 % of its publishes; run `bench/watched.py` before changing.
+        """
+        is_client_event = sender != API
         for watch in self.watches:
-            if not watch.wants(what, id, channel):
+            if watch.app and watch.app != app.config.id:
                 continue
-            if what == "client-event" and client is None:
-                socket = sender
-                client = cast(Client | None, app.tenant.sessions.get(sender))
-                if client is not None:
-                    ip, protocol = client.ip, client.wire.name
-                    user = user or _user_of(client)
-            if not watch.wants_client(socket, user, ip) or not watch.take(what):
+            if not (watch.wants_client_events if is_client_event else watch.wants_published):
                 continue
-            at = self._clock.wall() / 1e9
-            one = TapEvent(at, what, self._worker, id, socket, channel, event, user, ip, protocol, size=len(data))
-            if watch.filter.data:
-                watch.size += _add_data(one, data)
-            self._add(watch, one)
+            if watch.has_channel is not None and watch.has_channel(channel) is None:
+                continue
+            if watch.is_of_client and not self._has_sender(watch, app, sender, user_id):
+                continue
+            if watch.room > 0:
+                watch.room -= 1
+                self._add_published(watch, app, channel, event, data, sender, user_id)
+            elif is_client_event:
+                watch.dropped_client_events += 1
+            else:
+                watch.dropped_published += 1
+
+    def _has_sender(self, watch: Watch, app: App, sender: str, user_id: str | None) -> bool:
+        if sender == API:
+            return watch.wants_client("", user_id or "", "")
+        client = cast(Client | None, app.tenant.sessions.get(sender))
+        if client is None:
+            return watch.wants_client(sender, user_id or "", "")
+        return watch.wants_client(sender, user_id or _user_of(client), client.ip)
+
+    def _add_published(
+        self, watch: Watch, app: App, channel: str, event: str, data: bytes, sender: str, user_id: str | None
+    ) -> None:
+        one = TapEvent(self._clock.wall() / 1e9, "published", self._worker, app.config.id, "", channel, event, user_id or "")
+        one.size = len(data)
+        if sender != API:
+            one.what, one.socket = "client-event", sender
+            client = cast(Client | None, app.tenant.sessions.get(sender))
+            if client is not None:
+                one.user, one.ip, one.protocol = user_id or _user_of(client), client.ip, client.wire.name
+        if watch.filter.data:
+            watch.size += _add_data(one, data)
+        self._add(watch, one)
 
     # Rejections and hooks
 
