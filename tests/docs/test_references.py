@@ -1,6 +1,7 @@
 """The reference pages match the code, and are complete."""
 
 import ast
+import functools
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -66,9 +67,15 @@ class Refusal(NamedTuple):
     """with `…` where it has a value; nothing where it is passed on"""
 
 
-def refusals() -> Iterator[Refusal]:
+@functools.cache
+def refusals() -> tuple[Refusal, ...]:
+    """Returns all places of the source. It is read once, because this takes seconds."""
+    return tuple(_refusals())
+
+
+def _refusals() -> Iterator[Refusal]:
     for file in sorted(SOURCE.rglob("*.py")):
-        tree = ast.parse(file.read_text())
+        tree = parsed(file)
         names = constants(file)
         for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             for line, code, text in said(function):
@@ -133,10 +140,16 @@ def passes_on(text: ast.expr, function: ast.FunctionDef | ast.AsyncFunctionDef) 
     return False
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+@functools.cache
 def constants(file: Path) -> dict[str, ast.expr]:
     """Returns the values of a module's names, including constants that it imports from other modules of the package."""
     found: dict[str, ast.expr] = {}
-    for node in ast.parse(file.read_text()).body:
+    for node in parsed(file).body:
         match node:
             case ast.ImportFrom(module=str(module), names=names) if module.startswith("push1st."):
                 source = SOURCE.joinpath(*module.split(".")[1:]).with_suffix(".py")
@@ -166,7 +179,7 @@ def message(text: ast.expr, names: Mapping[str, ast.expr]) -> str | None:
 def helpers() -> Iterator[tuple[str, str]]:
     """Returns messages that functions return to their callers, which reject with them."""
     for file in sorted(SOURCE.rglob("*.py")):
-        for function in ast.walk(ast.parse(file.read_text())):
+        for function in ast.walk(parsed(file)):
             if isinstance(function, ast.FunctionDef) and HELPERS.fullmatch(f"{function.name}("):
                 returned = [node.value for node in ast.walk(function) if isinstance(node, ast.Return) and node.value is not None]
                 either = [(one.body, one.orelse) if isinstance(one, ast.IfExp) else (one,) for one in returned]

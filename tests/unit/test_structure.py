@@ -1,6 +1,7 @@
 """The source stays readable: one class for each name, and no class or file that is several things. Tests share helpers only."""
 
 import ast
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,10 +23,11 @@ def files() -> Iterator[tuple[str, str]]:
         yield str(path.relative_to(PACKAGE)), path.read_text()
 
 
-def classes() -> Iterator[tuple[str, ast.ClassDef]]:
-    """Yields each class with the name of its file."""
-    for name, text in files():
-        yield from ((name, node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef))
+@functools.cache
+def classes() -> tuple[tuple[str, ast.ClassDef], ...]:
+    """Returns each class with the name of its file."""
+    trees = ((name, ast.parse(text)) for name, text in files())
+    return tuple((name, node) for name, tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
 
 
 def test_no_class_name_stands_twice() -> None:
