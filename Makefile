@@ -13,8 +13,8 @@ WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 # One resolution for all platforms and Python versions that pyproject.toml allows.
 LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
-# Six files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
-PARALLEL = -n 6 --dist loadfile --no-loadscope-reorder
+# Four files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
+PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
 
 # A test that failed beside others runs again, alone: on a busy machine, its server or its client may not get a core in time. If it
 # fails again, `make test` fails. Both runs are in the output, so a test that often needs the second run is easy to find.
@@ -46,7 +46,7 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
-	@echo "test: unit, contract, other people's clients, the book; six files at a time, since most of them wait"
+	@echo "test: unit, contract, other people's clients, the book; four files at a time, since most of them wait"
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS) || { \
 		[ $$? -eq 1 ] && echo "test: the tests that failed run again, one after another" && \
 		$(BIN)/python -m pytest $(AGAIN) $(ARGS); }
