@@ -97,6 +97,15 @@ def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> N
             pid = engine(server)
             kill(pid, signal.SIGSTOP)
             alone = page.until(lambda message: message["overview"]["away"])["overview"]
+            for path in (
+                "cluster",
+                "config",
+                "apps",
+                "apps/app-test/channels",
+                "apps/app-test/connections",
+                "apps/app-test/hooks",
+            ):
+                assert operator.get(f"/api/{path}").status == 200, path
             assert len(alone["nodes"]) == 1
             kill(pid)
             page.until(lambda message: len(message["overview"]["nodes"]) == 2 and not message["overview"]["away"])

@@ -165,7 +165,10 @@ class Site:
             if endpoint.method == method:
                 call = ConsoleCall(method, decoded(found.groups()), params_of(request.query), request.body, request.ip)
                 answer = endpoint.serve(call)
-                return Response(200, json(await answer if isinstance(answer, Coroutine) else answer), headers=headers)
+                if isinstance(answer, Coroutine):
+                    # `asyncio.timeout` needs a task, and the pipeline begins this coroutine outside of one.
+                    answer = await asyncio.create_task(answer)
+                return Response(200, json(answer), headers=headers)
         return self._wrong(request, [endpoint.method for endpoint, _ in matches])
 
 
