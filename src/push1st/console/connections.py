@@ -1,11 +1,10 @@
 """The endpoints for connections: the sessions of all protocols on all workers, in pages, and the end of sessions and users.
 
 A worker examines at most `MAX_EXAMINED` sessions for a page, in slices. Its cursor is the place in its list after the last
-examined session, with a checksum of this session's id, because sessions that end meanwhile move the others forward.
+examined session (`cursors.py`), because sessions that end meanwhile move the others forward.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -13,8 +12,7 @@ from typing import Protocol, cast
 
 import msgspec
 
-from push1st.brokers.listing import digest_of
-from push1st.console.cursors import NO_CURSOR, cursor_of, places_of
+from push1st.console.cursors import FIRST, NO_CURSOR, cursor_of, index_of, is_place, place_at, places_of
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.agents import ClientAgents
 from push1st.core.app import App
@@ -33,10 +31,7 @@ MAX_CHANNELS = 50
 """the maximum number of channels that the row of a session shows"""
 SECONDS = 2.0
 """the seconds for which a page waits for other workers"""
-FIRST = "0:"
-"""the place of a list of which nothing is shown yet"""
 PROTOCOLS = ("pusher", "pusher-xhr", "websocket", "sse", "mqtt")
-_PLACE = re.compile(r"([0-9]{1,9}):([0-9a-f]{0,8})\Z")
 
 
 class ConnectionFilter(msgspec.Struct, array_like=True):
@@ -142,19 +137,20 @@ class ConnectionList:
     async def _examine(self, app: App, wanted: ConnectionFilter, place: str, limit: int) -> ConnectionPage:
         """Returns the next sessions that pass the filter. place: a valid cursor."""
         sessions = _candidates(app, wanted)
-        begin = index = _begin(sessions, place)
+        begin = index = index_of(sessions, place)
         end = min(len(sessions), begin + MAX_EXAMINED)
         found: list[ListedConnection] = []
+        await asyncio.sleep(0)
         until = time.monotonic() + SLICE_SECONDS
         while index < end and len(found) < limit:
             session = sessions[index]
             index += 1
             if not session.closed and _passes(session, wanted):
-                found.append(self._listed(session, f"{index}:{digest_of(session.id)}"))
+                found.append(self._listed(session, place_at(sessions, index)))
             if not index % SLICE or time.monotonic() > until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + SLICE_SECONDS
-        following = f"{index}:{digest_of(sessions[index - 1].id)}" if index < len(sessions) else ""
+        following = place_at(sessions, index) if index < len(sessions) else ""
         return ConnectionPage(found, following, index - begin)
 
     def _listed(self, session: Session, after: str) -> ListedConnection:
@@ -210,7 +206,7 @@ class ConnectionList:
         if wanted.protocol and wanted.protocol not in PROTOCOLS:
             raise Refused(400, f"protocol must be one of {', '.join(PROTOCOLS)}")
         places = places_of(after) if after else {}
-        if not all(_PLACE.match(place) for place in places.values()):
+        if not all(is_place(place) for place in places.values()):
             raise Refused(400, NO_CURSOR)
         request = ConnectionsRequest(app.config.id, wanted, not after, places, limit)
         replies = await self._context.wire.request("connections", _encode(request), seconds=SECONDS)
@@ -267,16 +263,6 @@ def _candidates(app: App, wanted: ConnectionFilter) -> Sequence[Session]:
     if channel is not None:
         return cast(Sequence[Session], list(chain(*[lane.writes for lane in channel.lanes])))
     return cast(Sequence[Session], list(sessions.values()))
-
-
-def _begin(sessions: Sequence[Session], place: str) -> int:
-    """Returns the index at which a page begins. Sessions that have ended since have moved the others forward."""
-    number, _, digest = place.partition(":")
-    index = min(int(number), len(sessions))
-    for one in range(index - 1, max(-1, index - SLICE), -1) if digest else ():
-        if digest_of(sessions[one].id) == digest:
-            return one + 1
-    return index
 
 
 def _passes(session: Session, wanted: ConnectionFilter) -> bool:
