@@ -1,5 +1,6 @@
 """The effective configuration: each key with its origin, warnings, listeners, certificates and the last reload."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -9,6 +10,11 @@ from push1st.config.settings import settings
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.notes import notes
 from push1st.status import CertificateSummary, ListenerSummary, ReloadStatus
+
+MAX_TEXTS = 100
+"""the maximum number of texts in a list; a configuration may have thousands of apps with a note each"""
+MAX_CHARACTERS = 1000
+"""the maximum length of a text; a text may name thousands of apps"""
 
 
 class ServerState(msgspec.Struct, frozen=True):
@@ -38,10 +44,19 @@ class Configuration:
         return {
             "file": state.config,
             "settings": settings(config),
-            "warnings": config.warnings,
-            "notes": notes(config),
-            "strictness": strictness(config),
+            "warnings": bounded(config.warnings),
+            "notes": bounded(notes(config)),
+            "strictness": bounded(strictness(config)),
             "listeners": state.listeners,
             "certificates": state.certificates,
             "reload": state.reload,
         }
+
+
+def bounded(texts: Sequence[str]) -> list[str]:
+    """Returns the first texts, of which long ones lose their middle; the last text counts those that are left out."""
+    half = MAX_CHARACTERS // 2
+    found = [text if len(text) <= MAX_CHARACTERS else f"{text[:half]} … {text[-half:]}" for text in texts[:MAX_TEXTS]]
+    if len(texts) > MAX_TEXTS:
+        found.append(f"{len(texts) - MAX_TEXTS} more: push1st check prints all of them")
+    return found

@@ -45,7 +45,7 @@ export function Apps({ params }) {
 /** @param {(app: any) => void} show @returns {import("./ui.js").Column[]} */
 const columns = (show) => [
   { key: "id", label: "App", show: (app) => html`<${Name} of=${app.id} href=${link("channels", { app: app.id })} />` },
-  { key: "name", label: "Name", size: "l", show: (app) => html`<${Name} of=${app.name} />` },
+  { key: "name", label: "Name", show: (app) => html`<${Name} of=${app.name} />` },
   { key: "enable", label: "State", size: "s", show: (app) => (app.enable ? html`<${Badge} kind="ok">enabled<//>` : html`<${Badge} kind="warn">disabled<//>`) },
   { key: "connections", label: "Connections", size: "s", number: true, show: (app) => figure(app.connections) },
   { key: "channels", label: "Channels", size: "s", number: true, show: (app) => figure(app.channels) },
@@ -80,7 +80,7 @@ function Detail({ app, close }) {
         app.origins && ["Origins", html`<${Text} of=${app.origins.join(", ") || "all"} />`],
       ]}
     />
-    ${app.limits && html`<p class="strong">Limits</p><${Facts} pairs=${Object.entries(app.limits).map(([key, value]) => [key, html`<${Text} of=${value === null ? "none" : typeof value === "number" ? whole(value) : String(value)} />`])} />`}
+    ${app.limits && html`<p class="strong">Limits</p><${Facts} pairs=${Object.entries(app.limits).map(([key, value]) => [key, html`<${Text} of=${value === null ? "none" : value === 0 ? "unlimited" : typeof value === "number" ? whole(value) : String(value)} />`])} />`}
   <//>`;
 }
 

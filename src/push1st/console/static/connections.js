@@ -2,7 +2,7 @@
 /** The connections of an app, and their end by the operator. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
-import { bytes, count, plain, short } from "./text.js";
+import { bytes, count, direction, plain, short } from "./text.js";
 import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Screen, Since, Table, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
@@ -53,7 +53,7 @@ export function Connections({ params }) {
         {
           key: "id",
           label: "Socket id",
-          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
+          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.id)} title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
         },
         { key: "user", label: "User", size: "s", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },

@@ -106,7 +106,7 @@ export function Events({ params }) {
             label: "Action",
             size: "act",
             show: (/** @type {any} */ row) =>
-              html`<button type="button" class="cell-button" aria-label=${`Use the event of ${clock(row.at)} again`} onClick=${() => put(row.form)}>Use again</button>`,
+              html`<button type="button" class="cell-button" aria-label=${`Use again the event of ${clock(row.at)}`} onClick=${() => put(row.form)}>Use again</button>`,
           },
         ]}
       />

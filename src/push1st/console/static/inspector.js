@@ -2,7 +2,7 @@
 /** The inspector: what happens in an app, live. The workers report only while somebody watches. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { go, link, liveState, useLive, useStore } from "./data.js";
-import { bytes, clock, count, date, duration, plain, whole } from "./text.js";
+import { bytes, clock, count, date, direction, duration, plain, whole } from "./text.js";
 import { Check, Data, Filter, live, Problem, Screen, Text } from "./ui.js";
 
 const MAX_ROWS = 1000;
@@ -29,8 +29,12 @@ const TYPES = /** @type {const} */ ([
 /** @type {Record<string, string>} */
 const TONES = { refused: "bad", "cut-off": "bad", "webhook-failed": "bad", published: "accent", "client-event": "accent" };
 
-/** Rows outlive the screen, but not the page. @type {{rows: any[], first: number, dropped: Record<string, number>}} */
-let kept = { rows: [], first: 0, dropped: {} };
+/**
+ * Rows outlive the screen, but not the page. `first`: the number of the first row since the page was loaded; `gone`: the
+ * rows above `MAX_ROWS` since the last "Clear".
+ * @type {{rows: any[], first: number, gone: number, dropped: Record<string, number>}}
+ */
+let kept = { rows: [], first: 0, gone: 0, dropped: {} };
 
 /** @param {{params: Record<string, string>}} props */
 export function Inspector({ params }) {
@@ -54,12 +58,12 @@ export function Inspector({ params }) {
     const over = Math.max(0, rows.length - MAX_ROWS);
     const dropped = { ...kept.dropped };
     for (const [name, n] of Object.entries(answer.dropped || {})) dropped[name] = (dropped[name] ?? 0) + Number(n);
-    kept = { rows: over ? rows.slice(over) : rows, first: kept.first + over, dropped };
+    kept = { rows: over ? rows.slice(over) : rows, first: kept.first + over, gone: kept.gone + over, dropped };
     setView(kept);
     return undefined;
   });
   const clear = () => {
-    kept = { rows: [], first: kept.first + kept.rows.length, dropped: {} };
+    kept = { rows: [], first: kept.first + kept.rows.length, gone: 0, dropped: {} };
     setView(kept);
     choose(null);
   };
@@ -70,7 +74,7 @@ export function Inspector({ params }) {
   const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
     <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
-  const before = view.first ? `, ${whole(view.first)} before them` : "";
+  const before = view.gone ? `, ${whole(view.gone)} before them` : "";
   const missed = lost.length ? ` · too many to show: ${lost.map(([name, n]) => `${whole(n)} × ${name}`).join(", ")}` : "";
   const tally = count(view.rows.length, "event") + before + (paused ? ", paused" : "") + missed;
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
@@ -169,9 +173,9 @@ function Rows({ view, chosen, choose, put, idle }) {
           >
             <span class="time">${clock(one.at, true)}</span>
             <button type="button" class=${`what ${TONES[one.what] ?? ""}`} aria-pressed=${one === chosen} aria-label=${`${one.what} at ${clock(one.at)}: details`} onClick=${() => choose(one)}>${one.what}</button>
-            <span class="on">${one.channel && html`<button type="button" class="plain-button name" title=${`Filter by ${plain(one.channel)}`} onClick=${() => put({ channel: one.channel })}><${Text} of=${one.channel} /></button>`}</span>
+            <span class="on">${one.channel && html`<button type="button" class="plain-button name" dir=${direction(one.channel)} title=${`Filter by ${plain(one.channel)}`} onClick=${() => put({ channel: one.channel })}><${Text} of=${one.channel} /></button>`}</span>
             <span class="about">${summary(one)}</span>
-            <span class="by">${one.socket && html`<button type="button" class="plain-button name" title=${`Filter by ${plain(one.socket)}`} onClick=${() => put({ socket: one.socket })}><${Text} of=${one.socket} /></button>`}</span>
+            <span class="by">${one.socket && html`<button type="button" class="plain-button name" dir=${direction(one.socket)} title=${`Filter by ${plain(one.socket)}`} onClick=${() => put({ socket: one.socket })}><${Text} of=${one.socket} /></button>`}</span>
             <span class="number size">${one.size ? bytes(one.size) : ""}</span>
           </div>`;
         })}
@@ -184,7 +188,7 @@ function Rows({ view, chosen, choose, put, idle }) {
 /** @param {any} row */
 function summary(row) {
   const text = row.reason || row.event || row.endpoint || (row.code ? `code ${row.code}` : "");
-  return text ? html`<span class="name" title=${plain(String(text))}><${Text} of=${text} /></span>` : "";
+  return text ? html`<span class="name" dir=${direction(String(text))} title=${plain(String(text))}><${Text} of=${text} /></span>` : "";
 }
 
 /** @param {{app: string, row: any, put: (change: Record<string, string>) => void}} props */

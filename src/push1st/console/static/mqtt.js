@@ -2,7 +2,7 @@
 /** The MQTT sessions of an app, and its retained messages. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, serverTime, useCall } from "./data.js";
-import { bytes, date, duration, plain, short } from "./text.js";
+import { bytes, date, direction, duration, plain, short } from "./text.js";
 import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
 const LIMIT = 50;
@@ -55,7 +55,7 @@ function Sessions({ params }) {
         {
           key: "client",
           label: "Client id",
-          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" title=${plain(row.client)} onClick=${() => show(row)}><${Text} of=${row.client} /></button>`,
+          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.client)} title=${plain(row.client)} onClick=${() => show(row)}><${Text} of=${row.client} /></button>`,
         },
         { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },

@@ -172,7 +172,7 @@ function TileBox({ tile, points, now }) {
     <p class="caption" key=${found ? `at ${found.t}` : `most ${tile.show(most)}`}>
       ${found
         ? html`<span>${clock(found.t)}</span><span>${tile.show(found.v)}${tile.unit}</span>`
-        : html`<span>10 min</span><span>${points.length ? `most ${tile.show(most)}${tile.unit}` : "no figures yet"}</span>`}
+        : html`<span>10 min</span><span>${points.length ? `most ${tile.show(most)}${tile.unit}` : "none yet"}</span>`}
     </p>
   </div>`;
 }

@@ -43,6 +43,18 @@ export function pieces(text, lines = false) {
   return found;
 }
 
+/** The first letter of a text, and whether its script is written from right to left (UAX #9, rule P2). */
+const FIRST_LETTER = /(?<right>[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}])|\p{L}/u;
+
+/**
+ * Returns the direction of a name, so that a name that is too long loses its end and not its beginning.
+ * @param {string} text
+ * @returns {"ltr" | "rtl"}
+ */
+export function direction(text) {
+  return FIRST_LETTER.exec(text)?.groups?.right ? "rtl" : "ltr";
+}
+
 /**
  * Returns a text as one line with visible escapes, for tooltips and attributes.
  * @param {string} text
@@ -114,6 +126,7 @@ export function duration(seconds) {
  */
 export function percent(fraction) {
   const value = fraction * 100;
+  if (value > 0 && value < 0.05) return `< 0.1${THIN}%`;
   return (value > 0 && value < 9.95 ? ONE.format(value) : WHOLE.format(value)) + THIN + "%";
 }
 

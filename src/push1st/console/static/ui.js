@@ -2,7 +2,7 @@
 /** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { serverTime } from "./data.js";
-import { bytes, clock, date, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
+import { bytes, clock, date, direction, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
 
 /** @typedef {import("./vendor/htm-preact.js").Child} Child */
 /** @typedef {import("./data.js").CallError} CallError */
@@ -31,8 +31,8 @@ export function Name({ of, href, label }) {
   const text = String(of ?? "");
   if (!text) return html`<span class="faint">${label ?? "–"}</span>`;
   return href
-    ? html`<a class="name" href=${href} title=${plain(text)}><${Text} of=${text} /></a>`
-    : html`<span class="name" title=${plain(text)}><${Text} of=${text} /></span>`;
+    ? html`<a class="name" dir=${direction(text)} href=${href} title=${plain(text)}><${Text} of=${text} /></a>`
+    : html`<span class="name" dir=${direction(text)} title=${plain(text)}><${Text} of=${text} /></span>`;
 }
 
 /** A time. @param {{at: number | null | undefined, day?: boolean}} props */
