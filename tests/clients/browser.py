@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
@@ -25,6 +26,7 @@ FLAGS = (
     "--headless",
     "--no-sandbox",  # tests may run as root, where Chromium has none
     "--disable-gpu",
+    "--hide-scrollbars",  # as on a phone, where they take no width
     "--disable-quic",
     "--disable-dev-shm-usage",
     "--no-first-run",
@@ -33,8 +35,12 @@ FLAGS = (
     "--disable-sync",
     "--remote-debugging-port=0",
 )
-CODES = {"Tab": ("Tab", 9), "Enter": ("Enter", 13), "Escape": ("Escape", 27)}
+CODES = {"Tab": ("Tab", 9), "Enter": ("Enter", 13), "Escape": ("Escape", 27), "Backspace": ("Backspace", 8)}
 """the codes of keys that write no text, and their numbers"""
+SHIFT = 8
+"""the flag of the key Shift"""
+MAX_REPORTS = 1000
+"""the maximum number of kept messages that the browser sends by itself"""
 HERE = Path(__file__).parent
 PUSHER_JS = MODULES / "pusher-js" / "dist" / "web"
 PUSH1ST_JS = HERE.parents[1] / "clients" / "js"
@@ -59,20 +65,33 @@ def find() -> str | None:
 
 
 class Tab:
-    """One page of the browser. `evaluate` runs JavaScript like the console of the page."""
+    """One page of the browser. `evaluate` runs JavaScript like the console of the page.
 
-    def __init__(self, browser: "Browser", url: str) -> None:
+    script: JavaScript that runs before the scripts of the page.
+    """
+
+    def __init__(self, browser: "Browser", url: str, script: str = "") -> None:
         self._browser = browser
         self._target = browser.call("Target.createTarget", {"url": "about:blank"})["targetId"]
         self._session = browser.call("Target.attachToTarget", {"targetId": self._target, "flatten": True})["sessionId"]
-        browser.call("Page.navigate", {"url": url}, self._session)
+        if script:
+            self.call("Page.enable")
+            self.call("Page.addScriptToEvaluateOnNewDocument", source=script)
+        self.go(url)
+
+    def call(self, method: str, deadline: float = DEADLINE, **params: Any) -> dict[str, Any]:
+        """Calls a method of the DevTools protocol for this page. deadline: the maximum seconds until its answer."""
+        return self._browser.call(method, params, self._session, deadline)
+
+    def go(self, url: str) -> None:
+        """Loads another page, and waits until it is loaded."""
+        self.call("Page.navigate", url=url)
         wait_until(
             lambda: self.evaluate("document.readyState == 'complete' && location.href != 'about:blank'"), f"{url} is loaded"
         )
 
-    def evaluate(self, code: str) -> Any:
-        asked = {"expression": code, "returnByValue": True, "awaitPromise": True}
-        answer = self._browser.call("Runtime.evaluate", asked, self._session)
+    def evaluate(self, code: str, deadline: float = DEADLINE) -> Any:
+        answer = self.call("Runtime.evaluate", deadline, expression=code, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, (code, answer["exceptionDetails"])
         return answer["result"].get("value")
 
@@ -92,35 +111,74 @@ class Tab:
         except AssertionError as exc:
             raise AssertionError(f"{exc}; it has seen {self.seen}") from None
 
+    def complaints(self) -> list[str]:
+        """Returns the errors in the console of the page since it was loaded, those of the browser itself included."""
+        for domain in ("Log", "Runtime"):
+            self.call(f"{domain}.enable")  # sends the earlier messages too
+        found = []
+        for message in self._browser.reports(self._session):
+            params = message["params"]
+            if message["method"] == "Log.entryAdded" and params["entry"]["level"] == "error":
+                found.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+            elif message["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):
+                found.append(str([one.get("value", one.get("description")) for one in params["args"]]))
+            elif message["method"] == "Runtime.exceptionThrown":
+                found.append(str(params["exceptionDetails"]))
+        for domain in ("Log", "Runtime"):
+            self.call(f"{domain}.disable")
+        return found
+
+    @contextlib.contextmanager
+    def watched_frames(self) -> Iterator[Callable[[], list[str]]]:
+        """Watches the WebSockets of the page. The value returns the texts that arrived since its last call."""
+
+        def texts() -> list[str]:
+            self.evaluate("0")  # reads what the browser has sent
+            received = "Network.webSocketFrameReceived"
+            reports = self._browser.reports(self._session)
+            return [one["params"]["response"]["payloadData"] for one in reports if one["method"] == received]
+
+        self.call("Network.enable")
+        yield texts
+        self.call("Network.disable")
+
     def go_offline(self, is_offline: bool) -> None:
         """Disconnects the page from the network, or connects it again, and fires the events of the window."""
-        conditions = {"offline": is_offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        self._browser.call("Network.emulateNetworkConditions", conditions, self._session)
+        self.call("Network.emulateNetworkConditions", offline=is_offline, latency=0, downloadThroughput=-1, uploadThroughput=-1)
 
     def show(self, width: int, scheme: str = "light", height: int = 900) -> None:
         """Sets the width of the page in pixels, and the colours that the reader prefers: `light` or `dark`."""
-        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        self._browser.call("Emulation.setDeviceMetricsOverride", size, self._session)
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        self._browser.call("Emulation.setEmulatedMedia", {"features": features}, self._session)
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def press(self, key: str, text: str = "") -> None:
+    def to_front(self) -> None:
+        """Shows this page in place of the others of the browser, which become hidden."""
+        self.call("Page.bringToFront")
+
+    def press(self, key: str, text: str = "", modifiers: int = 0) -> None:
         """Presses and releases a key. text: the text that the key writes."""
         code, number = CODES.get(key, ("", ord(key[0].upper())))
         down: dict[str, Any] = {"type": "keyDown" if text else "rawKeyDown", "key": key, "text": text, "code": code}
-        down["windowsVirtualKeyCode"] = number
-        self._browser.call("Input.dispatchKeyEvent", down, self._session)
-        self._browser.call("Input.dispatchKeyEvent", {**down, "type": "keyUp", "text": ""}, self._session)
+        down |= {"windowsVirtualKeyCode": number, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", **down)
+        self.call("Input.dispatchKeyEvent", **{**down, "type": "keyUp", "text": ""})
 
     def write(self, text: str) -> None:
         """Writes text into the focused field, key by key."""
         for letter in text:
             self.press(letter, letter)
 
-    def picture(self, path: Path) -> None:
-        """Writes a picture of the whole page as PNG."""
-        asked = {"format": "png", "captureBeyondViewport": True}
-        path.write_bytes(base64.b64decode(self._browser.call("Page.captureScreenshot", asked, self._session)["data"]))
+    def picture(self, path: Path, most: int = 0) -> None:
+        """Writes a picture of the whole page as PNG. most: the maximum height in pixels; 0: no maximum."""
+        asked: dict[str, Any] = {"format": "png", "captureBeyondViewport": True, "optimizeForSpeed": True}
+        if most:
+            width, height = self.evaluate("[innerWidth, document.documentElement.scrollHeight]")
+            asked["clip"] = {"x": 0, "y": 0, "width": width, "height": min(most, height), "scale": 1}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **asked)["data"]))
+
+    def put_cookie(self, name: str, value: str, url: str) -> None:
+        """Stores a cookie that scripts cannot read. url: a page of its origin."""
+        self.call("Network.setCookie", name=name, value=value, url=url, httpOnly=True, sameSite="Strict")
 
     def close(self) -> None:
         """Closes the page without waiting for its scripts, as a person does."""
@@ -133,20 +191,29 @@ class Browser:
     def __init__(self, devtools: ClientConnection, pages: str) -> None:
         self._devtools = devtools
         self._calls = 0
+        self._reports: deque[dict[str, Any]] = deque(maxlen=MAX_REPORTS)
         self.pages = pages
 
-    def call(self, method: str, params: dict[str, Any], session: str | None = None) -> dict[str, Any]:
+    def call(self, method: str, params: dict[str, Any], session: str | None = None, deadline: float = DEADLINE) -> dict[str, Any]:
         self._calls += 1
         asked: dict[str, Any] = {"id": self._calls, "method": method, "params": params}
         if session is not None:
             asked["sessionId"] = session
         self._devtools.send(json.dumps(asked))
         while True:
-            answer = json.loads(self._devtools.recv(DEADLINE))
+            answer = json.loads(self._devtools.recv(deadline))
             if answer.get("id") == self._calls:
                 assert "error" not in answer, (method, answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result
+            if "method" in answer:
+                self._reports.append(answer)
+
+    def reports(self, session: str) -> list[dict[str, Any]]:
+        """Returns the messages about a page that the browser sent by itself, and forgets them."""
+        found = [one for one in self._reports if one.get("sessionId") == session]
+        self._reports.clear()
+        return found
 
     def tab(self, page: str = "") -> Tab:
         return Tab(self, self.pages + page)

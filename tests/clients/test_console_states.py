@@ -1,0 +1,325 @@
+"""The pages of the console in all states, at both widths and in both themes: checked, and pictured for people who look at them.
+
+The variable CONSOLE_PICTURES names the folder of the pictures. The pictures of the book need ten minutes of traffic, so they
+are only made if the variable is set.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients.browser import Browser, Tab
+from tests.clients.console_site import (
+    APP_SCREENS,
+    PLACES,
+    SCREENS,
+    Site,
+    enter,
+    picture,
+    sign_in_with_keys,
+    site,
+    until,
+)
+from tests.cluster.machine import kill, workers
+from tests.support.console import Operator, console
+from tests.support.paho import paho_client
+from tests.support.process import APP
+from tests.support.pusher_socket import pusher_socket, sign_in
+from tests.support.raw_socket import raw_socket
+from tests.support.receiver import receiving
+
+pytestmark = pytest.mark.long
+
+VIEWS = ((360, "light"), (360, "dark"), (1280, "light"), (1280, "dark"))
+MANY = 10_000
+BATCH = 10
+"""the number of events in one call of the API"""
+TRAFFIC_SECONDS = 620
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the pictures: that of the variable CONSOLE_PICTURES, if there is one."""
+    return Path(os.environ.get("CONSOLE_PICTURES") or tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser) -> Iterator[Site]:
+    with site(browser) as one:
+        one.tab.show(1280)
+        enter(one.tab)
+        yield one
+
+
+def look(page: Site, folder: Path, state: str, name: str) -> dict[str, Any]:
+    """Checks and pictures what the page shows, in all views. Returns the faults."""
+    found: dict[str, Any] = {}
+    for width, theme in VIEWS:
+        page.tab.show(width, theme)
+        faults, _ = page.faults(*() if theme == "light" else ("color-contrast",))
+        if faults:
+            found[f"{state} {name} {width} {theme}"] = faults
+        picture(page.tab, folder, f"{state}-{name}-{width}-{theme}")
+    page.tab.show(1280)
+    return found
+
+
+def test_screens_with_hostile_and_longest_names(page: Site, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for name, (screen, params) in PLACES.items():
+        page.go(screen, **params)
+        found |= look(page, folder, "filled", name)
+    assert found == {}
+
+
+def test_screens_without_rows(page: Site, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for screen in APP_SCREENS:
+        page.go(screen, app="empty")
+        found |= look(page, folder, "empty", screen)
+    page.go("mqtt", app="empty", view="retained")
+    found |= look(page, folder, "empty", "retained")
+    page.go("apps", search="no such app")
+    found |= look(page, folder, "empty", "apps")
+    page.tab.evaluate("location.hash = '#/nothing'")
+    page.until_text("There is no such screen")
+    found |= look(page, folder, "empty", "screen")
+    assert found == {}
+
+
+def test_screens_while_they_load(page: Site, folder: Path) -> None:
+    """Stopped workers accept connections and answer nothing."""
+    found: dict[str, Any] = {}
+    pids = list(workers(page.server).values())
+    for screen in SCREENS:
+        if screen in ("events", "inspector", "overview"):  # they need no answer, or have one already
+            continue
+        page.go("events", app="app-test")
+        for pid in pids:
+            kill(pid, signal.SIGSTOP)
+        try:
+            page.begin(screen, app="app-test")
+            until(page.tab, "Boolean(document.querySelector('.loading'))")
+            found |= look(page, folder, "loading", screen)
+        finally:
+            for pid in pids:
+                kill(pid, signal.SIGCONT)
+        page.until_loaded(SCREENS[screen])
+    assert found == {}
+
+
+def test_screens_with_the_refusals_of_the_server(page: Site, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for screen in ("channels", "connections", "hooks", "mqtt"):
+        page.begin(screen, app="no-such-app")
+        until(page.tab, "Boolean(document.querySelector('.problem'))")
+        found |= look(page, folder, "refused", screen)
+    page.begin("apps", after="nothing\x00")
+    until(page.tab, "Boolean(document.querySelector('.problem'))")
+    found |= look(page, folder, "refused", "apps")
+    page.go("events", app="app-test", channel="n" * 300)
+    page.tab.evaluate("document.querySelector('[data-search]').focus()")
+    page.tab.press("Tab")
+    page.tab.write("order")
+    page.tab.press("Enter", "\r")
+    until(page.tab, "Boolean(document.querySelector('.problem'))")
+    found |= look(page, folder, "refused", "events")
+    page.tab.call("Network.enable")
+    page.tab.go_offline(True)
+    try:
+        for screen in ("cluster", "configuration"):
+            page.begin(screen)
+            page.until_text("The server cannot be reached.")
+            found |= look(page, folder, "refused", screen)
+    finally:
+        page.tab.go_offline(False)
+        page.tab.call("Network.disable")
+    assert found == {}
+
+
+def test_dialogs(page: Site, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    for name, screen, params, button in (
+        ("app", "apps", {}, "td .cell-button"),
+        ("connection", "connections", {"app": "app-test", "protocol": "pusher"}, "tr:last-child .plain-button"),
+        ("terminate", "connections", {"app": "app-test", "protocol": "pusher"}, "tr:last-child .danger"),
+        ("letter", "hooks", {"app": "app-test"}, "td .cell-button"),
+        ("session", "mqtt", {"app": "app-test"}, "tr:last-child .plain-button"),
+        ("retained", "mqtt", {"app": "app-test", "view": "retained"}, "td .cell-button"),
+        ("message", "channel", {"app": "app-test", "name": "news", "view": "history"}, "td .cell-button"),
+        ("help", "overview", {}, ".foot .row button"),
+    ):
+        page.go(screen, **params)
+        page.tab.evaluate(f"document.querySelector({json.dumps(button)}).click()")
+        until(page.tab, "Boolean(document.querySelector('dialog[open]')) && !document.querySelector('dialog .loading')")
+        found |= look(page, folder, "dialog", name)
+        page.tab.press("Escape")
+    page.tab.show(360)
+    page.go("channels", app="app-test")
+    page.tab.evaluate("document.querySelector('.menu').click()")
+    until(page.tab, "Boolean(document.querySelector('.side.open'))")
+    assert page.faults()[0] == {}
+    for theme in ("light", "dark"):
+        page.tab.show(360, theme)
+        picture(page.tab, folder, f"menu-360-{theme}")
+    assert found == {}
+
+
+def test_screens_without_the_broker(page: Site, folder: Path) -> None:
+    found: dict[str, Any] = {}
+    page.go("overview")
+    page.broker.kill()
+    try:
+        page.until_text("The broker is away. The page")
+        for name, (screen, params) in PLACES.items():
+            page.go("events")  # so that no answer from before is shown
+            page.begin(screen, **params)
+            until(page.tab, "!document.querySelector('.loading, .bone, .busy')", 20)
+            page.until_text("The broker is away.")
+            found |= look(page, folder, "away", name)
+    finally:
+        page.broker.start()
+    page.go("overview")
+    page.until_text("All 2 workers serve clients.")
+    assert found == {}
+
+
+def test_sign_in_after_too_many_tries(page: Site, folder: Path) -> None:
+    """The last test with this server: it accepts no further sign-in for a minute."""
+    page.tab.evaluate("fetch('api/logout', {method: 'POST', headers: {'Push1st-Console': '1'}})")
+    page.tab.evaluate("location.reload()")
+    until(page.tab, "document.activeElement?.type === 'password'")
+    found = look_without_axe(page.tab, folder, "sign-in")
+    for _ in range(6):
+        sign_in_with_keys(page.tab, "wrong")
+        until(
+            page.tab,
+            "Boolean(document.querySelector('.error')) && document.querySelector('form button').textContent === 'Sign in'",
+        )
+    page.until_text("Try again in")
+    assert found | look_without_axe(page.tab, folder, "refused-sign-in") == {}
+
+
+def look_without_axe(tab: Tab, folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for width, theme in VIEWS:
+        tab.show(width, theme)
+        if tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
+            found[f"{name} {width} {theme}"] = "the page scrolls to the side"
+        picture(tab, folder, f"{name}-{width}-{theme}")
+    return found
+
+
+@contextlib.contextmanager
+def many_clients(port: int) -> Iterator[None]:
+    """Opens `MANY` raw WebSockets, which nobody reads."""
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    asked = f"GET /ws/app/app-key/crowd HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(MANY):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            one.sendall(asked.encode())
+        yield
+
+
+def test_screens_with_ten_thousand_rows(browser: Browser, folder: Path) -> None:
+    apps = {f"shop-{number:05d}": {"key": f"key-{number:05d}", "secret": f"secret {number:05d}"} for number in range(MANY)}
+    found: dict[str, Any] = {}
+    with site(browser, apps) as page, pusher_socket(page.server) as client:
+        with paho_client(page.mqtt) as device:  # before the others: paho uses select(), which needs a low descriptor
+            for number in range(MANY):
+                device.publish(f"rooms/{number:05d}", "on", qos=1, retain=True)
+            device.until_acknowledged()
+        page.tab.show(1280)
+        enter(page.tab)
+        page.go("inspector", app="app-test")
+        with many_clients(page.server.ws_port):
+            for number in range(MANY):
+                client.request_subscription(f"orders-{number:05d}")
+            for _ in range(MANY // BATCH):
+                batch = [{"name": "price", "channel": "news", "data": "1"}] * BATCH
+                assert page.server.signed("POST", "/apps/app-test/batch_events", {"batch": batch}).status == 200
+            page.until_text("1,000 events", 60)
+            found |= look(page, folder, "many", "inspector")
+            page.server.until_sessions("crowd", MANY)
+            for name, (screen, params) in PLACES.items():
+                if name not in ("inspector", "events", "members"):
+                    page.go(screen, **params)
+                    found |= look(page, folder, "many", name)
+            page.go("channels", app="app-test", prefix="orders-")
+            assert 0 < page.tab.evaluate("document.querySelectorAll('main tbody tr').length") <= 50
+            page.tab.evaluate("[...document.querySelectorAll('.pager a')].at(-1).click()")
+            until(page.tab, "location.hash.includes('after') && !document.querySelector('.busy, .loading')")
+            found |= look(page, folder, "many", "second-page")
+    assert found == {}
+
+
+@contextlib.contextmanager
+def shop() -> Iterator[tuple[Any, Operator, Any]]:
+    """A server with two workers and the clients of a shop."""
+    with receiving() as backend, contextlib.ExitStack() as stack:
+        app = {**APP, "name": "The shop", "key": "shop-key", "history": [{"filter": ["orders"], "size": 100, "ttl": 600}]}
+        app["webhooks"] = [{"url": backend.url, "events": ["channel_occupied", "member_added"]}]
+        config = {"server": {"workers": 2, "proto": ["pusher", "websocket"]}, "hooks": {"folder": "hooks"}}
+        server, operator = stack.enter_context(console(config, {"shop": app}))
+        clients = []
+        for number in range(40):
+            client = stack.enter_context(pusher_socket(server, "shop-key"))
+            sign_in(client, f"customer-{number:02d}")
+            for channel in ("orders", f"cart-{number:02d}", *(("prices",) if number % 2 else ())):
+                client.subscribe(channel)
+            if number < 5:
+                client.subscribe("presence-support", {"user_id": f"agent-{number}"})
+            clients.append(client)
+        for _ in range(6):
+            stack.enter_context(raw_socket(server, "prices", key="shop-key"))
+        yield server, operator.sign_in(), clients
+
+
+def test_pictures_of_the_book(browser: Browser, folder: Path) -> None:
+    """Pictures a shop after ten minutes with uneven traffic."""
+    if not os.environ.get("CONSOLE_PICTURES"):
+        pytest.skip("set CONSOLE_PICTURES to a folder, and wait for ten minutes")
+    with shop() as (server, operator, clients):
+        page = Tab(browser, f"http://127.0.0.1:{operator.port}/")
+        page.show(1280)
+        enter(page)
+        start = time.monotonic()
+        while (at := time.monotonic() - start) < TRAFFIC_SECONDS:
+            server.post("/apps/shop/events", {"name": "price", "channels": ["prices"], "data": json.dumps({"at": at})})
+            if int(at) % 7 == 0:
+                order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": int(at), "total": "49.90"})}
+                server.post("/apps/shop/events", order)
+            wait = 0.05 * (1.4 + math.sin(at / 40) + 0.5 * math.sin(at / 9))
+            page.evaluate(f"new Promise(done => setTimeout(done, {wait * 1000}))")
+            for client in clients:
+                with contextlib.suppress(TimeoutError):
+                    client.receive(0)
+        page.picture(folder / "book-overview.png", most=900)
+        page.show(1280, "dark")
+        page.picture(folder / "book-overview-dark.png", most=900)
+        page.show(1280)
+        page.evaluate("location.hash = '#/inspector?app=shop&data=1'")
+        until(page, "Boolean(document.querySelector('.inspector'))")
+        clients[0].request_subscription("private-invoices", secret="wrong")
+        for number in range(12):
+            order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": number})}
+            server.post("/apps/shop/events", order)
+        clients[-1].close()
+        until(page, "document.querySelectorAll('.line').length > 8 && Boolean(document.querySelector('.what.bad'))")
+        page.evaluate("document.querySelector('.what.bad').click()")
+        until(page, "Boolean(document.querySelector('.detail dl'))")
+        page.picture(folder / "book-inspector.png", most=900)
+        page.evaluate("location.hash = '#/channels?app=shop'")
+        until(page, "Boolean(document.querySelector('main tbody tr'))")
+        page.show(360, "dark")
+        page.picture(folder / "book-channels-phone.png", most=800)
