@@ -34,11 +34,14 @@ from operator import itemgetter
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
-import jwt
 import msgspec
 
 from .channels import pusher_name_error
 from .errors import Refused
+from .imports import without
+
+with without("cryptography"):  # PyJWT needs it only for other algorithms than HS256
+    import jwt
 
 TIMESTAMP_TOLERANCE: Final = 600
 """the number of seconds by which the clocks of an API client and this server may differ (Pusher protocol, section 9)"""

@@ -17,10 +17,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final, Literal, TextIO
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
-
+from push1st.imports import without
 from push1st.printable import printable, printable_lines
+
+# structlog imports rich where that is installed, only for traces that Push1st does not show.
+with without("rich"):
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 messages: Counter[str] = Counter()

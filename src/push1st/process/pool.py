@@ -47,6 +47,7 @@ from push1st.process.control import (
 from push1st.process.controlsocket import ReadStatus
 from push1st.process.engine import Engine
 from push1st.process.sockets import ROLES, BoundSocket, Place, SocketTable, close_own, flat, tls_settings, with_ports
+from push1st.process.tls import NOTE, self_signed
 from push1st.status import WorkerStatus
 
 START_SECONDS = 60
@@ -376,8 +377,6 @@ class Pool:
         if ssl.cert:
             return ssl
         if self._certificate is None:
-            from push1st.process.tls import NOTE, self_signed  # imported here: the library is large, and few servers need it
-
             self._certificate = self_signed(self._folder)
             log.warning(NOTE)
         key, cert = self._certificate

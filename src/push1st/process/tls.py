@@ -1,5 +1,7 @@
 """Makes a self-signed certificate for `ssl: { enable: true }` without certificate files (Push1st API, section 9). Reads
 certificates.
+
+The functions import cryptography themselves: the library is large, and many servers have no certificate.
 """
 
 import datetime as dt
@@ -9,10 +11,6 @@ import tempfile
 from pathlib import Path
 
 import msgspec
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 DAYS = 365
 NOTE = "self-signed certificate in use, which clients reject unless they are configured to accept it"
@@ -32,6 +30,8 @@ class CertificateFacts(msgspec.Struct, frozen=True):
 
 def facts_of(file: str) -> CertificateFacts | None:
     """Returns the content of the first certificate in a file; None if the file cannot be read."""
+    from cryptography import x509
+
     try:
         found = x509.load_pem_x509_certificates(Path(file).read_bytes())[0]
         begins, expires = found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
@@ -49,6 +49,11 @@ def self_signed(folder: Path | None = None) -> tuple[str, str]:
 
     folder: the folder for the files; None: the system's folder for temporary files.
     """
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     names = dict.fromkeys(("localhost", socket.gethostname()))
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "push1st self-signed")])
