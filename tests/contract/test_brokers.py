@@ -1,6 +1,7 @@
 """The contract of a broker with its roster and users. A new implementation is one line in `IMPLEMENTATIONS`."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import count
@@ -479,45 +480,60 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS.keys())
-@settings(max_examples=150)
-@given(plan=steps, most=st.integers(0, 2))
-def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementation, plan, most):
-    async def run() -> None:
-        async with opened(implementation) as heard:
-            on: dict[int, str | None] = {}
-            expected: list[tuple[str, str]] = []
-            for step, socket, user in plan:
-                if step == "publish":
-                    await heard.publish(message(1, ROOM))
-                elif step == "join" and socket not in on:
-                    name = None if user is None else f"u{user}"
-                    there = set(filter(None, on.values()))
-                    if name is not None and most and name not in there and len(there) >= most:
-                        with pytest.raises(LimitReached):
-                            await heard.join(f"1.{socket}", name, most=most)
-                        continue
-                    members = await heard.join(f"1.{socket}", name, most=most)
-                    assert {one.user_id for one in members or ()} == (there | {name}) - {None}
-                    on[socket] = name
-                    if name is not None and name not in there:
-                        expected.append(("+", name))
-                elif step == "leave" and socket in on:
-                    name = on.pop(socket)
-                    await heard.leave(f"1.{socket}", name)
-                    if name is not None and name not in on.values():
-                        expected.append(("-", name))
-                there = set(filter(None, on.values()))
-                assert await heard.roster.channel(A, ROOM) == (Occupancy(ROOM, len(on), len(there)) if on else None)
-                assert {one.user_id for one in await heard.roster.members(A, ROOM)} == there
-            assert heard.edges() == expected
-            for user in {user for _, user in expected}:
-                signs = "".join(sign for sign, of in expected if of == user)
-                assert signs.startswith("+")
-                assert "++" not in signs
-                assert "--" not in signs
+def test_over_any_interleaving_edges_alternate_and_counts_are_right(implementation):
+    """All examples use one broker, which takes long to open in a cluster. Each has a channel of its own."""
+    numbers = count(1)
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        heard = runner.run(stack.enter_async_context(opened(implementation)))
 
-    asyncio.run(run())
+        @settings(max_examples=150)
+        @given(plan=steps, most=st.integers(0, 2))
+        def check(plan, most):
+            runner.run(play(heard, f"presence-{next(numbers)}", plan, most))
+
+        check()
+        runner.run(stack.aclose())
+
+
+async def play(heard: Heard, room: str, plan: list[Any], most: int) -> None:
+    """Runs the steps in a new channel, and then leaves it."""
+    on: dict[int, str | None] = {}
+    expected: list[tuple[str, str]] = []
+    await heard.broker.subscribe(A, room)
+    for step, socket, user in plan:
+        if step == "publish":
+            await heard.publish(message(1, room))
+        elif step == "join" and socket not in on:
+            name = None if user is None else f"u{user}"
+            there = set(filter(None, on.values()))
+            if name is not None and most and name not in there and len(there) >= most:
+                with pytest.raises(LimitReached):
+                    await heard.join(f"1.{socket}", name, room, most=most)
+                continue
+            members = await heard.join(f"1.{socket}", name, room, most=most)
+            assert {one.user_id for one in members or ()} == (there | {name}) - {None}
+            on[socket] = name
+            if name is not None and name not in there:
+                expected.append(("+", name))
+        elif step == "leave" and socket in on:
+            name = on.pop(socket)
+            await heard.leave(f"1.{socket}", name, room)
+            if name is not None and name not in on.values():
+                expected.append(("-", name))
+        there = set(filter(None, on.values()))
+        assert await heard.roster.channel(A, room) == (Occupancy(room, len(on), len(there)) if on else None)
+        assert {one.user_id for one in await heard.roster.members(A, room)} == there
+    assert heard.edges(room) == expected
+    for user in {user for _, user in expected}:
+        signs = "".join(sign for sign, of in expected if of == user)
+        assert signs.startswith("+")
+        assert "++" not in signs
+        assert "--" not in signs
+    for socket, name in on.items():
+        await heard.leave(f"1.{socket}", name, room)
+    await heard.broker.unsubscribe(A, room)
+    heard.messages.clear()
 
 
 # Hook events

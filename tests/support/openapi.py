@@ -23,7 +23,7 @@ class Operation(NamedTuple):
 
 @cache
 def description() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(FILE.read_text())
+    loaded: dict[str, Any] = yaml.load(FILE.read_text(), Loader=yaml.CSafeLoader)
     return loaded
 
 

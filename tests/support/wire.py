@@ -29,7 +29,8 @@ def frame(opcode: int, payload: bytes, *, fin: bool = True, rsv: int = 0, masked
     if not masked:
         return head + payload
     key = os.urandom(4)
-    return head + key + bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+    mask = (key * (size // 4 + 1))[:size]
+    return head + key + (int.from_bytes(payload) ^ int.from_bytes(mask)).to_bytes(size)
 
 
 class Gone(Exception):
