@@ -33,7 +33,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-long test-broker coverage model model-cluster check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
+.PHONY: help install serve test test-ready test-long test-broker coverage model model-cluster check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -50,6 +50,10 @@ test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit 
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS) || { \
 		[ $$? -eq 1 ] && echo "test: the tests that failed run again, one after another" && \
 		$(BIN)/python -m pytest $(AGAIN) $(ARGS); }
+
+test-ready: $(INSTALLED) ## compile the tests once; otherwise each process of `make test` compiles them
+	@echo "test-ready: compiling the tests"
+	@$(BIN)/python -m pytest --collect-only -qq >/dev/null
 
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
 	@echo "test-long: only the tests marked long, six at a time, since most of them wait; about a quarter of an hour"
