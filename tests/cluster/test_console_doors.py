@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.machine import command, machine, reconfigure, reload, until_workers, workers
+from tests.cluster.machine import command, engine, kill, machine, reconfigure, reload, until_workers, workers
 from tests.support.certificates import Links
 from tests.support.console import PASSWORD, Operator, console
 from tests.support.process import free_ports, push1st, wait_until
@@ -35,6 +35,16 @@ def test_session_is_valid_on_all_workers_until_it_ends_on_one() -> None:
         assert operator.post("/api/logout").status == 200
         operator.cookie = kept
         wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end")
+
+
+def test_session_that_ends_while_the_broker_is_away_ends_on_all_workers_when_it_is_back() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        kept = operator.sign_in().cookie
+        kill(engine(server))
+        assert operator.post("/api/logout").status == 200
+        operator.cookie = kept
+        wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end", 30)
 
 
 def test_new_worker_knows_the_sessions_that_ended_before_its_start() -> None:

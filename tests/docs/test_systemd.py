@@ -20,6 +20,7 @@ from tests.support.process import program, wait_until
 ROOT = Path(__file__).parents[2]
 PACKAGES = "systemd,systemd-sysv,dbus,python3,python3-venv,openssl,curl,ca-certificates"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PASSWORD = "a password of the console"
 MIRROR = "http://deb.debian.org/debian"
 INSTALL = """
 set -e
@@ -131,11 +132,15 @@ def booted(tree: Path) -> Iterator[Machine]:
 def test_systemctl_reload_applies_changes_in_place_and_fails_if_nothing_was_changed(tree: Path, workers: int) -> None:
     with booted(tree) as machine:
         server = (ROOT / "deploy/server.yml").read_text()
-        machine.write("/etc/push1st/server.yml", f"{server}\n".replace("server:", f"server:\n  workers: {workers}", 1))
+        server = server.replace("server:", f"server:\n  workers: {workers}", 1)
+        machine.write("/etc/push1st/server.yml", f"{server}\nconsole: {{ password: {PASSWORD} }}")
         assert machine.run("systemctl restart push1st").returncode == 0
         ready = "curl -sf http://127.0.0.1:6002/ready"
         wait_until(lambda: machine.run(ready).returncode == 0, "the service is ready", 60)
         main = machine.main
+        sign_in = f"""curl -sf -H 'Push1st-Console: 1' -H 'Origin: http://127.0.0.1:6003' \
+            -d '{{"password": "{PASSWORD}"}}' http://127.0.0.1:6003/api/login"""
+        assert machine.run(sign_in).returncode == 0, machine.run("journalctl -u push1st --no-pager").stdout
         machine.run(
             "PYTHONUNBUFFERED=1 push1st subscribe -c /etc/push1st/server.yml --app shop private-c > /received 2>&1 < /dev/null &"
         )

@@ -1,11 +1,12 @@
 """Signs operators in and out: the sessions of this worker, and the sessions that ended on other workers.
 
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
-sends the end of a session to all workers, and a new worker requests the ended sessions of the others.
+sends the end of a session to all workers until they confirm it, and a new worker requests the ended sessions of the others.
 """
 
+import asyncio
 import secrets
-from collections.abc import Awaitable
+from collections.abc import Mapping
 
 import msgspec
 
@@ -17,8 +18,9 @@ from push1st.console.sessions import OperatorSession, OperatorSessions
 from push1st.errors import Refused
 from push1st.messages import Response
 
-ENDED, ALL_ENDED = "session-ended", "sessions-ended"
-"""the kinds of the messages between workers: a session has ended, and a request for all ended sessions"""
+ENDED = "sessions-ended"
+"""the kind of the requests with which workers tell each other the ended sessions that they know"""
+AGAIN_SECONDS = 5.0
 _ended = msgspec.msgpack.Decoder(dict[str, int])
 
 log = logs.get("push1st.console")
@@ -33,21 +35,15 @@ class ConsoleDoor:
         self._login = login
         self._sessions = sessions
         self._live = live
-        self._wire.handle(ENDED, self._on_ended)
-        self._wire.serve(ALL_ENDED, lambda _: msgspec.msgpack.encode(self._sessions.ended))
+        self._exchanging: asyncio.Task[None] | None = None
+        self._wire.serve(ENDED, self._on_ended)
 
     def now(self) -> float:
         return self._clock.wall() / 1_000_000_000
 
     async def open(self) -> None:
         """Requests the ended sessions of the other workers. Must be called before the console listens."""
-        try:
-            replies = await self._wire.request(ALL_ENDED)
-        except Refused as exc:
-            log.warning("console does not know which sessions have ended", reason=exc.text)
-            return
-        for _, packed in replies.found:
-            self._on_ended(packed)
+        await self._exchange("console does not know which sessions have ended")
 
     async def sign_in(self, body: bytes, ip: str) -> OperatorSession | Response:
         """Returns a new session; or the answer, if the password in the body of the request is not accepted."""
@@ -55,15 +51,33 @@ class ConsoleDoor:
         return refusal or self._sessions.begin(secrets.token_urlsafe(16), self.now())
 
     async def sign_out(self, session: OperatorSession) -> None:
-        """Ends a session on all workers."""
-        packed = msgspec.msgpack.encode({session.nonce: session.ends})
-        self._on_ended(packed)
+        """Ends a session on all workers. If some do not confirm the end in time, sends it again until they do."""
+        self._end({session.nonce: session.ends})
+        await self._exchange("console sign-out not confirmed by other workers")
+
+    async def _exchange(self, warning: str) -> None:
+        """Exchanges the ended sessions with all workers. If some do not reply, logs the warning, and repeats it until they do."""
+        reason = await self._exchanged()
+        if reason:
+            log.warning(warning, reason=reason)
+            if self._exchanging is None or self._exchanging.done():
+                self._exchanging = asyncio.create_task(self._exchange_again())
+
+    async def _exchange_again(self) -> None:
+        while True:
+            await asyncio.sleep(AGAIN_SECONDS)
+            if not await self._exchanged():
+                return
+
+    async def _exchanged(self) -> str:
+        """Exchanges the ended sessions once. Returns the reason why some workers did not take part; "" if all did."""
         try:
-            sent = self._wire.send(ENDED, packed)
-            if isinstance(sent, Awaitable):
-                await sent
+            replies = await self._wire.request(ENDED, msgspec.msgpack.encode(self._sessions.ended))
         except Refused as exc:
-            log.warning("console sign-out not sent to other workers", reason=exc.text)
+            return exc.text
+        for _, packed in replies.found:
+            self._end(_ended.decode(packed))
+        return replies.away or (f"no reply from {', '.join(replies.missing)}" if replies.missing else "")
 
     def session(self, cookie: str) -> OperatorSession:
         """Returns the session of a cookie. Raises Refused(401)."""
@@ -80,7 +94,12 @@ class ConsoleDoor:
         """Returns the value of a session's cookie, and the seconds for which the browser keeps it."""
         return self._sessions.value(session), session.expires - int(self.now())
 
-    def _on_ended(self, packed: bytes) -> None:
-        for nonce, ends in _ended.decode(packed).items():
+    def _on_ended(self, packed: bytes) -> bytes:
+        self._end(_ended.decode(packed))
+        return msgspec.msgpack.encode(self._sessions.ended)
+
+    def _end(self, ended: Mapping[str, int]) -> None:
+        """Ends sessions on this worker."""
+        for nonce, ends in ended.items():
             self._sessions.end(nonce, ends, self.now())
             self._live.end_session(nonce)

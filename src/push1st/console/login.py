@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import msgspec
 
@@ -122,7 +123,8 @@ def _lower_priority() -> None:
     """Lets the kernel prefer other threads. Otherwise many tries from many addresses would take time from the clients."""
     if sys.platform == "linux":  # on other systems the priority is that of the whole process
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
+        with suppress(OSError):  # the system may forbid the call, as the systemd unit in deploy/ does
+            os.setpriority(os.PRIO_PROCESS, thread, max(NICE, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 def _retry_after(seconds: int) -> bytes:

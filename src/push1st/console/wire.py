@@ -179,9 +179,12 @@ class ConsoleWire:
             return Replies([(self._name, await self._own(kind, data))], [], "")
         peers = self.peers()
         nodes = [one for one in self.consoles() if node in ("", one)]
-        if peers.away or not nodes:
+        away = peers.away or (
+            "" if self.is_open or not self._node.controller.shared else "not connected with the other workers yet"
+        )
+        if away or not nodes:
             found = [] if node else [(self._name, await self._own(kind, data))]
-            return Replies(found, [node] if node else [], peers.away)
+            return Replies(found, [node] if node else [], away)
         asked = WireRequest(next(self._numbers), self._name, kind, data)
         collecting = asyncio.ensure_future(self._collect(asked, _topic(node) if node else TOPIC, nodes, seconds))
         try:

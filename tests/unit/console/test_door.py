@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
+import structlog
 
+from push1st.console import door
 from push1st.console.door import ConsoleDoor
 from push1st.console.endpoints import ConsoleContext
 from push1st.console.sessions import OperatorSessions
 from push1st.console.wire import Replies
 from push1st.errors import Refused
+from tests.support.loop import turns
 from tests.support.reports import REPORTS
 from tests.support.transport import Site
 
@@ -29,28 +32,16 @@ class Joined:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.served: dict[str, Any] = {}
-        self.handled: dict[str, Any] = {}
+        self.requests = 0
         cluster.wires.append(self)
 
     def serve(self, kind, handler) -> None:
         self.served[kind] = handler
 
-    def handle(self, kind, handler) -> None:
-        self.handled[kind] = handler
-
     async def request(self, kind, data=b"") -> Replies:
-        self._check()
-        return Replies([(str(number), wire.served[kind](data)) for number, wire in enumerate(self._cluster.wires)], [], "")
-
-    def send(self, kind, data):
-        self._check()
-        for wire in self._cluster.wires:
-            wire.handled[kind](data)
-        return len(self._cluster.wires)
-
-    def _check(self) -> None:
-        if self._cluster.away:
-            raise Refused(503, "the broker is away")
+        reached = [self] if self._cluster.away else self._cluster.wires
+        self.requests += 1
+        return Replies([("node", wire.served[kind](data)) for wire in reached], [], "away" if self._cluster.away else "")
 
 
 class Sockets:
@@ -106,10 +97,36 @@ async def test_new_worker_requests_the_sessions_that_ended_before_its_start(clus
     assert new.accepts(new.sessions.begin(NONCE + "2", new.door.now()))
 
 
-async def test_sign_out_works_on_this_worker_while_the_broker_is_away(cluster):
-    one = Worker(cluster)
+async def test_end_of_a_session_is_sent_again_until_the_broker_is_back(cluster, monkeypatch):
+    monkeypatch.setattr(door, "AGAIN_SECONDS", 0)
+    one, other = Worker(cluster), Worker(cluster)
     session = one.sessions.begin(NONCE, one.door.now())
     cluster.away = True
-    await one.door.sign_out(session)
+    with structlog.testing.capture_logs() as logged:
+        await one.door.sign_out(session)
+    assert [line["event"] for line in logged] == ["console sign-out not confirmed by other workers"]
     assert not one.accepts(session)
-    await Worker(cluster).door.open()
+    await turns()
+    assert other.accepts(session)
+    cluster.away = False
+    await turns()
+    assert not other.accepts(session)
+    before = cluster.wires[0].requests
+    await turns()
+    assert cluster.wires[0].requests == before, "and not again"
+
+
+async def test_worker_that_opens_while_the_broker_is_away_learns_later_which_sessions_have_ended(cluster, monkeypatch):
+    monkeypatch.setattr(door, "AGAIN_SECONDS", 0)
+    one, new = Worker(cluster), Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    await one.door.sign_out(session)
+    new.sessions = new.door._sessions = OperatorSessions(b"k" * 32)
+    cluster.away = True
+    with structlog.testing.capture_logs() as logged:
+        await new.door.open()
+    assert [line["event"] for line in logged] == ["console does not know which sessions have ended"]
+    assert new.accepts(session)
+    cluster.away = False
+    await turns()
+    assert not new.accepts(session)

@@ -135,6 +135,14 @@ async def test_threads_that_check_passwords_have_a_low_priority(door, password):
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) != login.NICE
 
 
+async def test_operators_sign_in_although_the_system_forbids_a_lower_priority(door, monkeypatch):
+    def forbid(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "setpriority", forbid)
+    assert await door.check(body("right"), "1.2.3.4") is None
+
+
 async def test_late_tries_of_many_addresses_are_delayed(door, monkeypatch):
     monkeypatch.setattr(login, "DELAY_SECONDS", 0.05)
     began = asyncio.get_running_loop().time()
