@@ -1,6 +1,7 @@
 """Hooks and dead letters in the console: a real endpoint fails, and gets its events once it works again."""
 
 import json
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator
@@ -100,6 +101,7 @@ def test_letters_are_shown_and_redriven_once_the_endpoint_works(receiver: Receiv
             "queued": 15,
             "refused": 2,
             "refusals": {"unknown": 2},
+            "unanswered": 0,
         }
         wait_until(lambda: len(receiver.events) >= QUEUE + 15, "all events")
         redriven = [name for name in channels(receiver) if name >= "c020"]
@@ -127,7 +129,12 @@ def test_letters_are_redriven_at_most_once_over_a_kill(receiver: Receiver) -> No
         receiver._end.set()
         server.start()
         operator.sign_in()
-        assert redrive(operator, *chosen) == {"queued": 30, "refused": 30, "refusals": {"already redriven": 30}}
+        assert redrive(operator, *chosen) == {
+            "queued": 30,
+            "refused": 30,
+            "refusals": {"already redriven": 30},
+            "unanswered": 0,
+        }
         wait_until(lambda: len(receiver.events) >= 30, "the other letters")
         assert redrive(operator, *chosen)["queued"] == 0
         wait_until(lambda: operator.get("/api/apps/app-test/hooks").json["hooks"][0]["queued"] == 0, "an empty queue")
@@ -162,6 +169,17 @@ def test_redriven_letters_are_sent_after_a_stop_in_between(receiver: Receiver) -
         assert [event["n"] for event in receiver.events] == [*range(50)]
 
 
+def test_folder_that_cannot_be_read_is_named(receiver: Receiver) -> None:
+    with console(CONFIG, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        (server.folder / "hooks" / "dead-letters.jsonl").mkdir()
+        answer = operator.get(LETTERS)
+        assert (answer.status, answer.json) == (503, {"error": "the folder of hooks cannot be read: Is a directory"})
+        shutil.rmtree(server.folder / "hooks")
+        assert operator.get("/api/apps/app-test/hooks").json["folder"], "its name does not need the disk"
+        assert operator.get(LETTERS).json["letters"] == []
+
+
 def test_wrong_calls_are_refused(receiver: Receiver) -> None:
     with console({"server": {"drain": 0}}, apps(receiver)) as (_, operator):
         operator.sign_in()
@@ -172,12 +190,18 @@ def test_wrong_calls_are_refused(receiver: Receiver) -> None:
             "examined": 0,
             "folder": False,
             "missing": [],
+            "failed": [],
             "away": "",
         }
         path = f"{LETTERS}/redrive"
         for body in (b"", b"[]", {"ids": "x"}, {"endpoint": "x"}, {"ids": [1]}, {"ids": ["x"] * 1001}):
             assert operator.post(path, body).status == 400, body
-        assert redrive(operator, "0123abcd.1-2-3") == {"queued": 0, "refused": 1, "refusals": {"unknown": 1}}
+        assert redrive(operator, "0123abcd.1-2-3") == {
+            "queued": 0,
+            "refused": 1,
+            "refusals": {"unknown": 1},
+            "unanswered": 0,
+        }
         for after in ("x", "!", "gaFhAQ"):
             assert operator.get(f"{LETTERS}?after={after}").status == 400, after
         assert operator.get("/api/apps/nothing/dead-letters").status == 404

@@ -27,7 +27,6 @@ MAX_EVENTS = 20
 """the maximum number of events of a letter whose names are shown"""
 REDRIVE_SECONDS = 10.0
 """the seconds for which the console waits for a worker that redrives letters"""
-NO_ANSWER = "no answer of the worker"
 _HOOK_LENGTH = 32
 
 
@@ -199,18 +198,22 @@ class HookList:
         wanted = [(folder, places[word]) for word, folder in folders.items() if word in places]
         outcomes = await asyncio.gather(*(self._page(one, LettersRequest(app, hook, place, limit)) for one, place in wanted))
         missing, following, examined = set(replies.missing), dict[str, str](), 0
+        failed: list[tuple[_Folder, Outcome]] = []
         lists: list[list[tuple[_Folder, Letter]]] = []
         for (folder, place), outcome in zip(wanted, outcomes, strict=True):
             if outcome is None:
                 missing.add(folder.node)
                 following[folder.word] = place
             elif outcome.page is None:
-                raise Refused(outcome.code, outcome.text)
+                failed.append((folder, outcome))
+                following[folder.word] = place
             else:
                 examined += outcome.page.examined
                 lists.append([(folder, letter) for letter in outcome.page.letters])
                 if outcome.page.next:
                     following[folder.word] = outcome.page.next
+        if failed and (len(failed) == len(wanted) or failed[0][1].code == 400):
+            raise Refused(failed[0][1].code, failed[0][1].text)
         letters = list(heapq.merge(*lists, key=lambda one: -one[1].dead.at))
         shown, left = letters[:limit], {folder.word for folder, _ in letters[limit:]}
         if left:  # the next page continues before the last letters of this one
@@ -223,6 +226,7 @@ class HookList:
             "examined": examined,
             "folder": bool(folders),
             "missing": sorted(missing),
+            "failed": [{"machine": folder.machine, "reason": outcome.text} for folder, outcome in failed],
             "away": replies.away,
         }
 
@@ -248,20 +252,24 @@ class HookList:
                 groups.setdefault(word, []).append(rest)
             else:
                 refused["unknown"] += 1
-        queued, failed = 0, list[Outcome]()
+        queued, unanswered, failed = 0, 0, list[Outcome]()
         for word, ids in groups.items():
             data = _encode(RedriveRequest(app, selected.endpoint, ids))
             replies = await self._context.wire.request("redrive", data, node=folders[word].node, seconds=REDRIVE_SECONDS)
-            outcome = _outcome(replies.found[0][1]) if replies.found else Outcome(503, NO_ANSWER)
+            if not replies.found:
+                unanswered += len(ids)
+                continue
+            outcome = _outcome(replies.found[0][1])
             if outcome.code:
                 failed.append(outcome)
                 refused[outcome.text] += len(ids)
             queued += outcome.queued
             refused.update(outcome.refused)
-        self._context.action(call, "redrive", app, f"{queued} dead letters")
+        done = f"{queued} dead letters" + (f", {unanswered} without an answer of their worker" if unanswered else "")
+        self._context.action(call, "redrive", app, done)
         if failed and len(failed) == len(groups):
             raise Refused(failed[0].code, failed[0].text)
-        return {"queued": queued, "refused": refused.total(), "refusals": refused}
+        return {"queued": queued, "refused": refused.total(), "refusals": refused, "unanswered": unanswered}
 
 
 def _merged(lists: Sequence[Sequence[HookDetails]]) -> list[dict[str, object]]:

@@ -32,7 +32,9 @@ MAX_DEAD_BYTES = 64 << 20
 MAX_READ = 1 << 20
 """the number of bytes that one call of `page` reads; longer lines are not read at all"""
 MAX_CLAIMED_BYTES = 16 << 20
-"""the number of bytes of the letters that one call of `claim` returns"""
+"""the number of bytes of the letters that one call of `claim` reads"""
+MAX_HEAD = 256
+"""the number of bytes at the beginning of a file, by which a process recognises it: each letter begins with its time"""
 _ID = re.compile(r"([0-9a-f]{1,8})-([0-9a-f]{1,6})-([0-9a-f]{16})\Z")
 _PLACE = re.compile(r"([0-9]{1,20}):([0-9]{1,10})\Z")
 _MARK = b'{"redriven":'
@@ -52,13 +54,18 @@ Resolve = Callable[[Dead], str | None]
 
 
 class _Marks:
-    """The redriven letters of one file. read: the number of bytes of the file that were read."""
+    """The redriven letters of one file. read: the number of bytes of the file that were read. head: the first of these bytes."""
 
-    __slots__ = ("at", "read")
+    __slots__ = ("at", "head", "read")
 
     def __init__(self) -> None:
         self.at: dict[str, float] = {}
+        self.head = b""
         self.read = 0
+
+    def fit(self, file: "_OpenFile") -> bool:
+        """Returns whether the file is the one that was read: it may be a new file with the inode of a removed one."""
+        return file.size >= self.read and os.pread(file.descriptor, len(self.head), 0) == self.head
 
 
 class _OpenFile:
@@ -130,32 +137,33 @@ class DeadLetters:
                 if id in marked:
                     refused[ALREADY] += 1
                     continue
-                place = self._find(files, id, resolve, marked)
+                start, size = _span(id)
+                if size > left:
+                    refused[TOO_LARGE] += 1
+                    continue
+                left -= size
+                place = self._find(files, start, size, id, resolve, marked) if size else None
                 if place is None:
                     refused[UNKNOWN] += 1
                 elif not place[2].hook:
                     refused[GONE] += 1
-                elif (left := left - sum(map(len, place[2].dead.events))) < 0:
-                    refused[TOO_LARGE] += 1
                 else:
                     found.append(place)
             letters = [letter for _, _, letter in sorted(found, key=lambda one: one[:2])]
             if letters:
                 mark = Redriven(tuple([letter.id for letter in letters]), at)
-                self._append(file, msgspec.json.encode(mark) + b"\n")
-                os.fsync(file.fileno())
+                self._append(file, msgspec.json.encode(mark) + b"\n", is_synced=True)
         return letters, refused
 
     def _find(
-        self, files: Sequence[_OpenFile], id: str, resolve: Resolve, marked: dict[str, float]
+        self, files: Sequence[_OpenFile], start: int, size: int, id: str, resolve: Resolve, marked: dict[str, float]
     ) -> tuple[int, int, Letter] | None:
-        """Returns a letter with its age (the older file is first) and its place; None without such a letter."""
-        match = _ID.match(id)
-        if match is None:
-            return None
-        start, size = int(match[1], 16), int(match[2], 16)
+        """Returns a letter with its age (the older file is first) and its place; None without such a letter.
+
+        start, size: the place and length that its id names.
+        """
         for age, file in enumerate(files):
-            if start + size <= file.size and size <= MAX_READ:
+            if start + size <= file.size:
                 line = os.pread(file.descriptor, size, start)
                 if _id(start, line) == id:
                     letter = _letter(file.inode, start, line, resolve, marked)
@@ -193,7 +201,8 @@ class DeadLetters:
     def _older(self) -> Path:
         return self._path.with_suffix(".jsonl.1")
 
-    def _append(self, file: FileIO, lines: bytes) -> None:
+    def _append(self, file: FileIO, lines: bytes, is_synced: bool = False) -> None:
+        """Appends all lines, or no line. `is_synced`: whether the lines must be on the disk at the end. Raises OSError."""
         size = file.seek(0, os.SEEK_END)
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":  # a killed process has left a part of a line
             lines = b"\n" + lines
@@ -201,6 +210,8 @@ class DeadLetters:
         try:
             while left:
                 left = left[file.write(left) :]
+            if is_synced:
+                os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
                 file.truncate(size)
@@ -214,13 +225,15 @@ class DeadLetters:
         self._marks = {one.inode: self._marks.get(one.inode) or _Marks() for one in files}
         for file in files:
             marks = self._marks[file.inode]
-            if file.size < marks.read:  # somebody has emptied the file
+            if not marks.fit(file):
                 marks = self._marks[file.inode] = _Marks()
             while marks.read < file.size:
                 data = os.pread(file.descriptor, MAX_READ, marks.read)
                 whole = data.rfind(b"\n") + 1
                 if not whole and len(data) < MAX_READ:  # the last line is incomplete
                     break
+                if not marks.read:
+                    marks.head = data[: min(whole or len(data), MAX_HEAD)]
                 _add_marks(marks.at, data[:whole])
                 marks.read += whole or len(data)
         found: dict[str, float] = {}
@@ -256,6 +269,13 @@ def _backwards(data: bytes, begin: int) -> Iterator[tuple[int, bytes]]:
 
 def _id(start: int, line: bytes) -> str:
     return f"{start:x}-{len(line):x}-{hashlib.sha256(line).hexdigest()[:16]}"
+
+
+def _span(id: str) -> tuple[int, int]:
+    """Returns the place and the length of a letter's line in its file, as its id names them; (0, 0) if it is no id."""
+    match = _ID.match(id)
+    start, size = (int(match[1], 16), int(match[2], 16)) if match else (0, 0)
+    return (start, size) if size <= MAX_READ else (0, 0)
 
 
 def _letter(inode: int, start: int, line: bytes, resolve: Resolve, marked: dict[str, float]) -> Letter | None:

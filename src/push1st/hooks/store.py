@@ -74,6 +74,9 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(self._folder, os.W_OK | os.X_OK):
             raise PermissionError(13, "Permission denied", folder)
+        found = self._folder.stat()
+        self.place = f"{socket.gethostname()}/{found.st_dev:x}/{found.st_ino:x}"
+        """a word for the folder, which all processes on a machine with this folder share"""
         self._letters = DeadLetters(self._folder)
         self._pending: list[bytes] = []
         """dead letters that are not written yet; the thread is writing the first `_writing_count` of these letters"""
@@ -170,12 +173,6 @@ class Store:
     async def claim(self, ids: Sequence[str], resolve: Resolve) -> tuple[list[Letter], Counter[str]]:
         """See `DeadLetters.claim`."""
         return await asyncio.get_running_loop().run_in_executor(None, self._letters.claim, ids, resolve, time.time())
-
-    @property
-    def place(self) -> str:
-        """A word for the folder, which all processes on a machine with this folder share."""
-        found = self._folder.stat()
-        return f"{socket.gethostname()}/{found.st_dev:x}/{found.st_ino:x}"
 
     def _begin(self) -> None:
         self._retry_at = None

@@ -1,5 +1,6 @@
 """The file of dead letters: pages, ids, marks, and what other processes do with the file meanwhile."""
 
+import errno
 import json
 import os
 import threading
@@ -140,7 +141,7 @@ def test_unknown_ids_and_letters_without_an_endpoint_are_refused(tmp_path: Path)
 
 
 def test_too_many_bytes_are_not_claimed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(deadletters, "MAX_CLAIMED_BYTES", 250)
+    monkeypatch.setattr(deadletters, "MAX_CLAIMED_BYTES", 2 * len(lines(0, padding=60)))
     one = opened(tmp_path, *range(4), padding=60)
     all_ids = ids(one)
     claimed, refused = claim(one, all_ids)
@@ -185,6 +186,34 @@ def test_a_mark_that_was_not_written_completely_claims_nothing(tmp_path: Path) -
     two = DeadLetters(tmp_path)
     assert claim(two, [id]) == ([1], {}), "its process was killed before it queued the letter"
     assert claim(DeadLetters(tmp_path), [id]) == ([], {"already redriven": 1})
+
+
+def test_letters_are_not_marked_if_the_disk_does_not_confirm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    one = opened(tmp_path, 1)
+    (id,) = ids(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            claim(one, [id])
+    assert claim(DeadLetters(tmp_path), [id]) == ([1], {})
+
+
+def test_new_file_with_the_inode_of_a_removed_one_is_read_from_its_beginning(tmp_path: Path) -> None:
+    """An equal inode cannot be forced, so the file is rewritten in place, and longer than before."""
+    one = opened(tmp_path, *range(3))
+    claim(one, ids(one)[:2])
+    path = tmp_path / DEAD_LETTERS
+    path.write_bytes(b"")
+    two = DeadLetters(tmp_path)
+    two.append(lines(7) + lines(8))
+    first = ids(two)
+    assert claim(two, first[:1]) == ([7], {})
+    two.append(lines(9, padding=2000))
+    assert path.stat().st_size > 2000
+    assert claim(one, first) == ([8], {"already redriven": 1})
 
 
 def test_marks_are_found_in_a_long_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
   const redrive = async () => {
     const answer = await call("POST", path(["apps", app, "dead-letters", "redrive"]), { endpoint, ids: picked.map((/** @type {any} */ row) => row.id) });
     const reasons = Object.entries(answer.refusals ?? {}).map(([reason, n]) => `${whole(Number(n))} refused: ${reason}`);
+    if (answer.unanswered) reasons.push(`${whole(answer.unanswered)} without an answer of their worker: the list shows later whether they were redriven`);
     notice.set([`${count(answer.queued, "dead letter")} queued for delivery`, ...reasons].join(", ") + ".");
     choose(new Set());
     reload();
@@ -74,6 +75,8 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     </button>
     <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? whole(picked.length) : ""}</button>`;
   return html`<${Section} title="Dead letters" lead="Hook events that the server gave up on, the newest first. A redrive queues them again." actions=${actions}>
+    <${Missing} data=${data} />
+    ${(data?.failed ?? []).map((/** @type {any} */ one) => html`<p class="problem" role="status">Without the dead letters of <b><${Text} of=${one.machine} /></b>: <${Text} of=${one.reason} /></p>`)}
     ${endpoints.length > 1 &&
     html`<div class="fields"><${Choice} label="Endpoint" value=${endpoint} put=${(/** @type {string} */ value) => go("hooks", { app, endpoint: value }, true)} options=${options} /></div>`}
     <${Table}
