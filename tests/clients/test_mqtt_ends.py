@@ -9,7 +9,7 @@ from tests.support.mqtt_socket import connected
 from tests.support.process import free_ports, running, wait_until
 from tests.support.signing import access_token
 
-CLIENTS, FILTERS = 40, 1000
+CLIENTS, FILTERS = 60, 1000
 
 
 def test_other_clients_are_served_while_many_sessions_are_stored() -> None:
@@ -39,4 +39,4 @@ def test_other_clients_are_served_while_many_sessions_are_stored() -> None:
                 return counts[-1] == CLIENTS
 
             wait_until(count, "all sessions are stored")
-            assert len(set(counts)) > CLIENTS / 10
+            assert any(0 < one < CLIENTS for one in counts), "the server answers between two sessions"
