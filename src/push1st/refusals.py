@@ -35,15 +35,15 @@ class RefusalTap(Protocol):
 
 
 class Secrets:
-    """The secrets that are masked in texts. A text is compared with the secrets that begin with the same characters."""
+    """The secrets that are masked in texts. A text is compared only with secrets that begin with the same characters."""
 
     __slots__ = ("_known", "_size", "_starts")
 
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._size = MAX_START
-        self._starts: dict[str, list[str]] = {}
-        """the secrets by their first `_size` characters, the longest first"""
+        self._starts: dict[str, list[int]] = {}
+        """the lengths of the secrets by their first `_size` characters, the greatest first"""
 
     def add(self, secrets: Iterable[str]) -> None:
         new = {secret[:length] for secret in secrets if secret for length in (None, SHOWN_KEY)} - self._known
@@ -52,24 +52,23 @@ class Secrets:
         if shortest < self._size:
             self._size, self._starts, new = shortest, {}, self._known
         for secret in new:
-            found = self._starts.setdefault(secret[: self._size], [])
-            found.append(secret)
-            found.sort(key=len, reverse=True)
+            lengths = self._starts.setdefault(secret[: self._size], [])
+            if len(secret) not in lengths:
+                lengths.append(len(secret))
+                lengths.sort(reverse=True)
 
     def mask(self, value: Any) -> Any:
         """Returns a text without the secrets; returns other values unchanged."""
         if not self._known or not isinstance(value, str):
             return value
         size, starts = self._size, self._starts
-        parts, done, at = [], 0, 0
-        while at <= len(value) - size:
-            for secret in starts.get(value[at : at + size], ()):
-                if value.startswith(secret, at):
+        parts, done = [], 0
+        for at in [at for at in range(len(value) - size + 1) if value[at : at + size] in starts]:
+            for length in starts[value[at : at + size]] if at >= done else ():
+                if value[at : at + length] in self._known:
                     parts += [value[done:at], logs.MASK]
-                    done = at = at + len(secret)
+                    done = at + length
                     break
-            else:
-                at += 1
         return "".join((*parts, value[done:])) if parts else value
 
 

@@ -39,7 +39,8 @@ class Remedies:
     def __init__(self) -> None:
         rows = msgspec.json.decode((files(__package__) / FILE).read_bytes(), type=list[Row])
         self._codes = {int(row.text): row for row in rows if row.text.isdecimal()}
-        self._rows = sorted((row for row in rows if not row.text.isdecimal()), key=_fixed, reverse=True)
+        self._exact = {row.text: row for row in reversed(rows) if "…" not in row.text}
+        self._rows = sorted((row for row in rows if "…" in row.text), key=_fixed, reverse=True)
         # The longest message is first, because shorter ones may match too: `… is missing` and `body_md5 is missing`.
         self._pattern = re.compile(
             "|".join(f"({'.*'.join(map(re.escape, row.text.split('…')))})" for row in self._rows), re.DOTALL
@@ -49,6 +50,7 @@ class Remedies:
         """Returns an error as the client received it.
 
         protocol: the protocol of the client; "" if it is unknown. event: the text of the log. code: the code in the log.
+        message: a text whose length the caller bounds, because a long one takes milliseconds.
         """
         if protocol.startswith("pusher") and event == "sign-in refused":
             sent = 0  # the code of this error is null
@@ -56,9 +58,12 @@ class Remedies:
             sent = CODES.get(code, NOTICE)
         else:
             sent = code
-        found = self._pattern.fullmatch(message)
-        row = self._codes.get(code) if found is None or found.lastindex is None else self._rows[found.lastindex - 1]
+        row = self._exact.get(message) or self._matching(message) or self._codes.get(code)
         return Answered(sent) if row is None else Answered(sent, row.remedy, row.link)
+
+    def _matching(self, message: str) -> Row | None:
+        found = self._pattern.fullmatch(message)
+        return None if found is None or found.lastindex is None else self._rows[found.lastindex - 1]
 
 
 def _fixed(row: Row) -> int:

@@ -2,15 +2,13 @@
 
 The order of the steps in each method keeps invariants 1 and 2. No method awaits between reading and changing shared state. A
 channel's pending frames are flushed before its subscribers change. After an `await`, a method checks whether the client is still
-connected. If the connection has ended, the method undoes its own changes.
-
-Parts of the node are in separate modules: `topics`, `wildcards`, `counts`, `reports`, `signins` and `controller`.
+connected. If the connection has ended, the method undoes its own changes. Parts of the node are in other modules of this package.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -46,7 +44,6 @@ from push1st.core.hub import Lane, Subscription, Wire, Write
 from push1st.core.pages import PageRegistry
 from push1st.core.reports import Reports
 from push1st.core.signins import SignIns
-from push1st.core.tap import Tap
 from push1st.core.topics import ClientTopics
 from push1st.core.wildcards import Wildcards
 from push1st.eager import MaybeAwaitable, Suspended, resolve, run_eagerly, spawn
@@ -72,6 +69,9 @@ from push1st.messages import (
 )
 from push1st.metrics import Metrics
 from push1st.refusals import Refusals
+
+if TYPE_CHECKING:
+    from push1st.core.tap import Tap  # only the console imports the module
 
 WORKER_BITS = 10
 MAX_TTL_SECONDS = 1_000_000_000

@@ -4,6 +4,7 @@
 """
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from push1st.brokers import Users
 from push1st.clock import Clock
@@ -11,12 +12,14 @@ from push1st.core.app import App, Client
 from push1st.core.fanout import Fanout
 from push1st.core.held import Held
 from push1st.core.hub import Lane, Subscriber
-from push1st.core.tap import Tap
 from push1st.core.topics import ClientTopics
 from push1st.eager import spawn
 from push1st.errors import LimitReached, Refused
 from push1st.messages import SignedInUser, WatchlistStatus, session_topic, watch_topic
 from push1st.positions import Position
+
+if TYPE_CHECKING:
+    from push1st.core.tap import Tap
 
 
 class SignIns:

@@ -344,7 +344,7 @@ class Tap:
         for watch in self.watches:
             if watch.wants(what, id, channel) and watch.wants_client(socket, user, ip) and watch.take(what):
                 if one is None:
-                    answered = self._answered(protocol, event, int(code), reason)
+                    answered = self._answered(protocol, event, int(code), reason[:MAX_REASON])
                     one = TapEvent(
                         self._clock.wall() / 1e9,
                         what,
@@ -356,9 +356,9 @@ class Tap:
                         user=mask(user),
                         ip=ip,
                         protocol=protocol,
-                        request=mask(f"{where.get('method', '')} {path}".strip()[:MAX_REASON]),
+                        request=_shown(f"{where.get('method', '')} {path}".strip(), mask),
                         code=answered.code,
-                        reason=mask(reason[:MAX_REASON]),
+                        reason=_shown(reason, mask),
                         remedy=answered.remedy,
                         link=answered.link,
                     )
@@ -433,6 +433,12 @@ def read_filter(given: object) -> TapFilter:
 
 def _user_of(client: Client) -> str:
     return "" if client.user is None else client.user.id
+
+
+def _shown(text: str, mask: Callable[[Any], Any]) -> str:
+    """Returns at most `MAX_REASON` characters of a text without secrets. A secret that the cut would divide is masked too."""
+    masked: str = mask(text[: 2 * MAX_REASON])
+    return masked[:MAX_REASON]
 
 
 def _milliseconds(seconds: float) -> float:

@@ -10,6 +10,7 @@ from push1st.core.tap import (
     MAX_BATCH,
     MAX_DATA,
     MAX_RATE,
+    MAX_REASON,
     MAX_WATCHES,
     TICK_SECONDS,
     WATCH_SECONDS,
@@ -151,6 +152,15 @@ def test_secret_in_a_rejection_is_masked(tapped: Tapped) -> None:
     (event,) = tapped.events()
     assert secret not in str(event)
     assert event["reason"] == f"no app {MASK}"
+
+
+def test_secret_that_the_bound_of_a_text_divides_is_masked(tapped: Tapped) -> None:
+    tapped.watch()
+    start = "x" * (MAX_REASON - 5)
+    tapped.node.refusals.log("handshake refused", 4001, f"{start}the-secret-of-an-app", path=f"/{start}the-secret-of-an-app")
+    (event,) = tapped.events()
+    assert "the-s" not in str(event)
+    assert len(event["reason"]) <= MAX_REASON
 
 
 def test_connection_that_the_worker_ends_is_shown(tapped: Tapped) -> None:
