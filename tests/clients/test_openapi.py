@@ -86,7 +86,7 @@ def test_server_answers_as_described_for_two_minutes(busy: ServerProcess, tmp_pa
 
 def test_description_is_for_trusted_callers(server: ServerProcess) -> None:
     answer = server.get("/openapi.json")
-    assert (answer.status, answer.json["openapi"]) == (200, "3.1.1")
+    assert (answer.status, answer.json["openapi"], answer.json["servers"]) == (200, "3.1.1", [{"url": "/"}])
     assert server.get("/openapi.json", port=server.unix).status == 200
     assert server.get("/openapi.json", headers={"X-Forwarded-For": "203.0.113.7"}).status == 403
     answer = server.get("/openapi.json", port=server.ws_port)

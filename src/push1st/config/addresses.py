@@ -94,6 +94,16 @@ def network(text: str) -> Net:
     return net
 
 
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can connect to a host. "" stands for all interfaces."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Networks:
     """A set of networks. The set can also include all clients on Unix sockets.
 

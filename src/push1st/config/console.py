@@ -1,10 +1,9 @@
 """The rules of the section `console`: readers of its keys, mistakes that would expose the password, and useless settings."""
 
-import ipaddress
 import re
 from collections.abc import Iterator
 
-from push1st.config.addresses import Listen
+from push1st.config.addresses import Listen, is_loopback
 from push1st.config.model import ConsoleConfig
 from push1st.config.origins import as_sent
 from push1st.config.readers import scalar
@@ -81,13 +80,3 @@ def warnings(console: ConsoleConfig, section: Value | None) -> Iterator[str]:
 def _host(origin: str) -> str:
     host = origin.partition("://")[2]
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether only this machine can connect to a host. "" stands for all interfaces."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -29,6 +29,7 @@ import msgspec
 
 from push1st.config import console
 from push1st.config.addresses import Listen
+from push1st.config.listeners import clashes
 from push1st.config.model import (
     DEMO_SECRET,
     MESSAGE_PROTOCOLS,
@@ -257,6 +258,7 @@ def _config(base: Config, root: Value, sections: list[Value], folder: Path, prob
             lambda: refuse(list(_twins(sections))),
         )
     )
+    refuse(list(clashes(config, root)))
     _require_app(config.server.mqtt, apps, root)
     server, apps = _payloads(config.server, apps, root, sections)
     apps = tuple(app if app.secret else msgspec.structs.replace(app, channels=app.channels & {"public"}) for app in apps)

@@ -88,5 +88,5 @@ class Console:
     def listener(self, has_tls: bool) -> ConsoleListener:
         """Returns the settings for the connections to a listening address. `has_tls`: whether the address uses TLS."""
         guard = Guard(self._origin, has_tls)
-        site = Site(self._edge.node, self._door, self._live, self._assets, guard, self._endpoints)
+        site = Site(self._edge, self._door, self._live, self._assets, guard, self._endpoints)
         return ConsoleListener(self._edge, ConsoleHandlers(self._edge, site), False, Networks(), KEEP_ALIVE_SECONDS)

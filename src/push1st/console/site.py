@@ -12,7 +12,7 @@ import msgspec
 
 from push1st.api import server
 from push1st.api.call import wrong_method
-from push1st.api.description import openapi
+from push1st.api.description import addresses, described
 from push1st.config.addresses import Networks
 from push1st.config.model import AppConfig
 from push1st.console.assets import Assets
@@ -73,9 +73,10 @@ class Site:
     headers = NO_STORE
 
     def __init__(
-        self, node: Node, door: ConsoleDoor, live: Live, assets: Assets, guard: Guard, endpoints: Sequence[ConsoleEndpoint]
+        self, edge: EdgeContext, door: ConsoleDoor, live: Live, assets: Assets, guard: Guard, endpoints: Sequence[ConsoleEndpoint]
     ) -> None:
-        self._node = node
+        self._node = edge.node
+        self._urls = addresses(edge.config)
         self._door = door
         self._live = live
         self._assets = assets
@@ -105,7 +106,7 @@ class Site:
             return self._wrong(request, ("GET",))
         if path == DESCRIPTION:
             self._session(request.client.cookie)
-            return self._about_server(openapi)
+            return self._description()
         found = self._assets.find(path, headers.get(b"accept-encoding", b""), headers.get(b"if-none-match", b""))
         if found is None:
             raise Refused(404, f"the console has nothing at {path[:200]}")
@@ -127,6 +128,9 @@ class Site:
             return _with_headers(error(exc.code, exc.text))
         found = self._live.upgrade(handshake, session, transport, rest, before)
         return _with_headers(found) if isinstance(found, Response) else found
+
+    async def _description(self) -> Response:
+        return _with_headers(await described(self._urls))
 
     async def _about_server(self, serve: Callable[[Node, Request], Coroutine[Any, Any, Response]]) -> Response:
         return _with_headers(await serve(self._node, Request("GET", "/", "", b"", "", 0)))
