@@ -37,6 +37,8 @@ FLAGS = (
 )
 CODES = {"Tab": ("Tab", 9), "Enter": ("Enter", 13), "Escape": ("Escape", 27), "Backspace": ("Backspace", 8)}
 """the codes of keys that write no text, and their numbers"""
+LEFT = ("Inspected target navigated or closed", "Execution context was destroyed.")
+"""the errors of an evaluation whose page is loaded again"""
 SHIFT = 8
 """the flag of the key Shift"""
 MAX_REPORTS = 1000
@@ -57,6 +59,10 @@ FILES = {
     "/push1st.js": (PUSH1ST_JS / "push1st.js", "text/javascript"),
     "/push1st.mjs": (PUSH1ST_JS / "push1st.mjs", "text/javascript"),
 }
+
+
+class PageLeft(Exception):
+    """The page was loaded again, or left, before the browser had answered."""
 
 
 def find() -> str | None:
@@ -148,8 +154,12 @@ class Tab:
 
     def show(self, width: int, scheme: str = "light", height: int = 900) -> None:
         """Sets the width of the page in pixels, and the colours that the reader prefers: `light` or `dark`."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.resize(width, height)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def resize(self, width: int, height: int) -> None:
+        """Sets the size of the window in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def to_front(self) -> None:
         """Shows this page in place of the others of the browser, which become hidden."""
@@ -203,6 +213,8 @@ class Browser:
         while True:
             answer = json.loads(self._devtools.recv(deadline))
             if answer.get("id") == self._calls:
+                if "error" in answer and answer["error"]["message"] in LEFT:
+                    raise PageLeft(answer["error"]["message"])
                 assert "error" not in answer, (method, answer["error"])
                 result: dict[str, Any] = answer["result"]
                 return result

@@ -4,6 +4,7 @@ Names and data of clients are hostile: markup, characters that reorder text, tex
 """
 
 import contextlib
+import copy
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from urllib.parse import quote, urlencode
 
 from push1st.console.passwords import stored
 from push1st.console.sessions import OperatorSession, OperatorSessions
-from tests.clients.browser import Browser, Tab
+from tests.clients.browser import Browser, PageLeft, Tab
 from tests.support.console import PASSWORD, Operator, console
 from tests.support.nodejs import MODULES
 from tests.support.paho import paho_client
@@ -45,8 +46,8 @@ LONGEST = "W" * 255
 PRESENCE = "presence-" + "M" * 155
 NAMES = (MARKUP, REORDERED, ARABIC, LONGEST)
 PLACES: Mapping[str, tuple[str, Mapping[str, str]]] = {
-    **{screen: (screen, {}) for screen in SCREENS},
-    "retained": ("mqtt", {"view": "retained"}),
+    **{screen: (screen, {"app": "app-test"} if screen in APP_SCREENS else {}) for screen in SCREENS},
+    "retained": ("mqtt", {"app": "app-test", "view": "retained"}),
     "channel": ("channel", {"app": "app-test", "name": LONGEST}),
     "members": ("channel", {"app": "app-test", "name": PRESENCE, "view": "members"}),
     "history": ("channel", {"app": "app-test", "name": "news", "view": "history"}),
@@ -87,6 +88,7 @@ STYLES = """(() => {
       if (box.width && box.right > page.clientWidth + 1 && !one.closest("td, .line, pre, .log-head, .skip"))
         wide.add(`${name} ends at ${box.right}`);
     }
+    if (one.matches("td:is(.number, .w-t)") && one.scrollWidth > one.clientWidth + 1) cut.add(`${name} ${one.textContent}`);
     const computed = one.computedStyleMap();  // unlike getComputedStyle, it does not turn `auto` into pixels
     for (const side of [...sides, "row-gap", "column-gap"])
       if (parseFloat(computed.get(side)) % 4) odd.add(`${name} ${side} ${computed.get(side)}`);
@@ -95,6 +97,10 @@ STYLES = """(() => {
 })()"""
 SIGN_IN = "Boolean(document.querySelector('input[type=password]')) && !document.querySelector('nav')"
 """whether the page shows the sign-in and nothing else"""
+MODULE_NAMES = [f"/{screen}.js" for screen in SCREENS]
+LOADED = "performance.getEntriesByType('resource')"
+MAX_HEIGHT = 2400
+"""the maximum height of a picture"""
 FAULTS = ("odd", "ragged", "wide", "cut")
 
 
@@ -109,11 +115,24 @@ class Site:
         self.mqtt = mqtt
         self.url = f"http://127.0.0.1:{operator.port}/"
         self.tab = self.open()
-        self.tab.evaluate((MODULES / "axe-core" / "axe.min.js").read_text() + "; null")
+        _load_axe(self.tab)
 
-    def open(self) -> Tab:
-        """Opens a page of the console."""
-        return Tab(self.browser, self.url, WATCHERS)
+    def open(self, script: str = "") -> Tab:
+        """Opens a page of the console. script: JavaScript that runs before the page."""
+        return Tab(self.browser, self.url, f"{WATCHERS};{script}")
+
+    @contextlib.contextmanager
+    def another(self, script: str) -> Iterator["Site"]:
+        """Opens another page, signed in, with JavaScript that runs before it. It has the site's server and clients."""
+        other = copy.copy(self)
+        other.tab = self.open(script)
+        try:
+            until_signed_in(other.tab)
+            _load_axe(other.tab)
+            yield other
+        finally:
+            other.tab.close()
+            self.tab.to_front()
 
     def go(self, screen: str, **params: str) -> None:
         """Goes to a screen, and waits until it has loaded."""
@@ -130,6 +149,13 @@ class Site:
     def until_loaded(self, title: str) -> None:
         shown = f"(document.querySelector('main h1')?.textContent ?? '').includes({json.dumps(title)})"
         until(self.tab, f"{shown} && !document.querySelector('.loading, .bone, .busy')")
+
+    def until_modules(self) -> None:
+        """Waits until the page has loaded the modules of all screens, which it does while nothing else happens."""
+        until(
+            self.tab,
+            f"{json.dumps(MODULE_NAMES)}.every(name => {LOADED}.some(one => one.name.endsWith(name) && one.responseEnd))",
+        )
 
     def until_text(self, text: str, deadline: float = 30) -> None:
         """Waits until the page shows a text."""
@@ -155,8 +181,15 @@ class Site:
         return sessions.value(OperatorSession("nonce-of-the-tests", expires, expires))
 
 
+def _load_axe(tab: Tab) -> None:
+    tab.evaluate((MODULES / "axe-core" / "axe.min.js").read_text() + "; null")
+
+
 def until(tab: Tab, code: str, deadline: float = DEADLINE) -> Any:
-    """Waits in the page until JavaScript returns a true value; returns that value. Fails after `deadline` seconds."""
+    """Waits in the page until JavaScript returns a true value; returns that value. Fails after `deadline` seconds.
+
+    A page that loads itself again ends the wait in it, so the wait begins again in the new page.
+    """
     waiting = f"""new Promise(done => {{
       const end = performance.now() + {deadline * 1000};
       const look = () => {{
@@ -166,7 +199,11 @@ def until(tab: Tab, code: str, deadline: float = DEADLINE) -> Any:
       }};
       look();
     }})"""
-    found = tab.evaluate(waiting, deadline + DEADLINE)
+    end = time.monotonic() + deadline
+    found = None
+    while found is None and time.monotonic() < end:
+        with contextlib.suppress(PageLeft):
+            found = tab.evaluate(waiting, deadline + DEADLINE)
     assert found, f"not within {deadline} s: {code}; the page shows {tab.evaluate('document.body.innerText')[:500]!r}"
     return found
 
@@ -248,5 +285,14 @@ def connect(server: ServerProcess, mqtt: int, stack: contextlib.ExitStack) -> No
 
 
 def picture(tab: Tab, folder: Path, name: str) -> None:
-    """Writes a picture of a page, at most three screens of a phone long."""
-    tab.picture(folder / f"{name}.png", most=2400)
+    """Writes a picture of a page, at most three screens of a phone long.
+
+    The window is as high as the picture, because a browser places bars and dialogs in the window, not in the page.
+    """
+    width, height, needed = tab.evaluate("[innerWidth, innerHeight, document.documentElement.scrollHeight]")
+    if needed > height and not tab.evaluate("Boolean(document.querySelector('dialog[open]'))"):
+        tab.resize(width, min(needed, MAX_HEIGHT))
+        tab.picture(folder / f"{name}.png", most=MAX_HEIGHT)
+        tab.resize(width, height)
+    else:
+        tab.picture(folder / f"{name}.png", most=height)

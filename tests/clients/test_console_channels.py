@@ -169,11 +169,17 @@ def test_broker_that_is_away_leaves_the_channels_of_one_worker() -> None:
         with pusher_socket(server) as socket:
             for number in range(5):
                 socket.subscribe(f"c{number}")
+            socket.subscribe("presence-c", {"user_id": "u"})
             broker.close()
             wait_until(lambda: place.get(CHANNELS)["away"], "the reason")
             page = place.get(f"{CHANNELS}?limit=2")
             assert len(page["channels"]) == 2
             rest = place.get(f"{CHANNELS}?limit=9&after={quote(page['next'])}")
-            assert {one["name"] for one in page["channels"] + rest["channels"]} == {f"c{number}" for number in range(5)}
+            names = {one["name"] for one in page["channels"] + rest["channels"]}
+            assert names == {"presence-c", *(f"c{number}" for number in range(5))}
             found = place.get(f"{CHANNELS}/c1")
             assert (found["subscriptions"], len(found["by_worker"]), bool(found["away"])) == (1, 1, True)
+            present = place.get(f"{CHANNELS}/presence-c")
+            assert (present["subscriptions"], present["users"], present["members"]) == (1, None, None), (
+                "the broker has the members"
+            )

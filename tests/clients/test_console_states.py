@@ -20,6 +20,7 @@ import pytest
 from tests.clients.browser import Browser, Tab
 from tests.clients.console_site import (
     APP_SCREENS,
+    NAMES,
     PLACES,
     SCREENS,
     Site,
@@ -77,8 +78,41 @@ def test_screens_with_hostile_and_longest_names(page: Site, folder: Path) -> Non
     found: dict[str, Any] = {}
     for name, (screen, params) in PLACES.items():
         page.go(screen, **params)
+        if screen in HAPPENINGS:
+            HAPPENINGS[screen](page)
         found |= look(page, folder, "filled", name)
     assert found == {}
+
+
+def publish_an_event(page: Site) -> None:
+    """Publishes an event with the event creator."""
+    fill(page, "news")
+    page.until_text("published")
+
+
+def cause_events(page: Site) -> None:
+    """Causes events of several kinds, and selects the first that the server has refused."""
+    with pusher_socket(page.server) as client:
+        sign_in(client, "customer-17")
+        client.subscribe("news")
+        client.request_subscription("private-invoices", secret="wrong")
+        client.round_trip()
+        for name in (*NAMES, "price"):
+            page.server.publish("news", name[:200], json.dumps({"name": name}))
+    until(page.tab, "[...document.querySelectorAll('.what')].some(one => one.textContent === 'disconnected')")
+    page.tab.evaluate("document.querySelector('.what.bad').click()")
+
+
+HAPPENINGS = {"events": publish_an_event, "inspector": cause_events}
+
+
+def fill(page: Site, channel: str) -> None:
+    """Fills in the form of the event creator with the keyboard, and submits it."""
+    page.go("events", app="app-test", channel=channel)
+    page.tab.evaluate("document.querySelector('[data-search]').focus()")
+    page.tab.press("Tab")
+    page.tab.write("order")
+    page.tab.press("Enter", "\r")
 
 
 def test_screens_without_rows(page: Site, folder: Path) -> None:
@@ -96,9 +130,42 @@ def test_screens_without_rows(page: Site, folder: Path) -> None:
     assert found == {}
 
 
+LARGEST = """(() => {
+  const parse = JSON.parse, now = Date.now() / 1000;
+  const sizes = /^(bytes|bytes_out|rss|behind|size|memory|memory_most)$/, times = /^(since|began)$/;
+  const seconds = /^(uptime|lease|loop_lag|oldest_seconds|next_try_in|expiry|away_seconds)$/;
+  const counts = new RegExp("^(connections|channel_count|channels|subscriptions|users|events_in|messages_out|refusals|sent|"
+    + "queued|waiting|filter_count|inflight|fds|fds_most|unconfirmed|clients|ops|offset|pid)$");
+  JSON.parse = text => parse(text, (key, value) =>
+    typeof value !== "number" ? value : sizes.test(key) ? 1023.4 * 2 ** 40 : times.test(key) ? now - 399.99 * 86400
+    : key === "expires" ? now + 399.99 * 86400 : seconds.test(key) ? 399.99 * 86400 : counts.test(key) ? 999999 : value);
+})()"""
+"""Puts the numbers with the most characters into what the server answers: terabytes, more than a year, 999,999 clients."""
+TABLE_WIDTHS = (360, 800, 1024, 1280)
+
+
+def test_largest_numbers_are_shown_in_full(page: Site, folder: Path) -> None:
+    """The page shows the answers of a server that is used more, and for longer, than a test can use it."""
+    found: dict[str, Any] = {}
+    with page.another(LARGEST) as large:
+        for name, (screen, params) in PLACES.items():
+            if screen == "events":
+                continue
+            large.tab.show(1280)
+            large.go(screen, **params)
+            for width in TABLE_WIDTHS:
+                large.tab.show(width)
+                if faults := large.faults()[0]:
+                    found[f"{name} {width}"] = faults
+                if width in (360, 1024, 1280):
+                    picture(large.tab, folder, f"largest-{name}-{width}-light")
+    assert found == {}
+
+
 def test_screens_while_they_load(page: Site, folder: Path) -> None:
     """Stopped workers accept connections and answer nothing."""
     found: dict[str, Any] = {}
+    page.until_modules()
     pids = list(workers(page.server).values())
     for screen in SCREENS:
         if screen in ("events", "inspector", "overview"):  # they need no answer, or have one already
@@ -126,11 +193,7 @@ def test_screens_with_the_refusals_of_the_server(page: Site, folder: Path) -> No
     page.begin("apps", after="nothing\x00")
     until(page.tab, "Boolean(document.querySelector('.problem'))")
     found |= look(page, folder, "refused", "apps")
-    page.go("events", app="app-test", channel="n" * 300)
-    page.tab.evaluate("document.querySelector('[data-search]').focus()")
-    page.tab.press("Tab")
-    page.tab.write("order")
-    page.tab.press("Enter", "\r")
+    fill(page, "n" * 300)
     until(page.tab, "Boolean(document.querySelector('.problem'))")
     found |= look(page, folder, "refused", "events")
     page.tab.call("Network.enable")

@@ -107,5 +107,6 @@ def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> N
             ):
                 assert operator.get(f"/api/{path}").status == 200, path
             assert len(alone["nodes"]) == 1
+            assert {"no-console"}.isdisjoint(one["state"] for one in operator.get("/api/cluster").json["nodes"])
             kill(pid)
             page.until(lambda message: len(message["overview"]["nodes"]) == 2 and not message["overview"]["away"])

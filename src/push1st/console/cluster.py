@@ -57,14 +57,17 @@ class Cluster:
         nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
         leases = await self._leases(nodes)
         return {
-            "nodes": [self._node(name, facts.get(name), leases.get(name), name in replies.missing) for name in nodes],
+            "nodes": [
+                self._node(name, facts.get(name), leases.get(name), name in replies.missing or bool(replies.away))
+                for name in nodes
+            ],
             "broker": await self._broker(),
             "missing": replies.missing,
             "away": replies.away,
         }
 
     def _node(self, name: str, facts: NodeFacts | None, lease: float | None, is_missing: bool) -> dict[str, Any]:
-        """Returns a node. state: `here`, `answered`, `missing` (no answer in time), or `no-console`."""
+        """Returns a node. state: `here`, `answered`, `missing` (no answer in time, or no broker), or `no-console`."""
         here = name == self._context.name
         return {
             "id": name,

@@ -56,7 +56,13 @@ class Configuration:
 def bounded(texts: Sequence[str]) -> list[str]:
     """Returns the first texts, of which long ones lose their middle; the last text counts those that are left out."""
     half = MAX_CHARACTERS // 2
-    found = [text if len(text) <= MAX_CHARACTERS else f"{text[:half]} … {text[-half:]}" for text in texts[:MAX_TEXTS]]
+    found = [text if len(text) <= MAX_CHARACTERS else _shortened(text, half) for text in texts[:MAX_TEXTS]]
     if len(texts) > MAX_TEXTS:
         found.append(f"{len(texts) - MAX_TEXTS} more: push1st check prints all of them")
     return found
+
+
+def _shortened(text: str, half: int) -> str:
+    """Returns a text without its middle, cut between words."""
+    head, tail = text[:half], text[-half:]
+    return f"{head.rpartition(' ')[0] or head} … {tail.partition(' ')[2] or tail}"

@@ -27,7 +27,7 @@ export function Apps({ params }) {
       again=${reload}
       columns=${columns(show)}
       empty=${search
-        ? html`<${Empty} title="No app matches">Search for the beginning of an id, a name or a key, or clear the search.<//>`
+        ? html`<${Empty} title="No app matches">Search for a part of an id, a name or a key, or clear the search.<//>`
         : html`<${Empty} title="This server has no app">Add one with <code>push1st app add</code>, and reload the server with <code>push1st reload</code>.<//>`}
     />
     <${Pager}
@@ -48,7 +48,6 @@ const columns = (show) => [
   { key: "name", label: "Name", show: (app) => html`<${Name} of=${app.name} />` },
   { key: "enable", label: "State", size: "s", show: (app) => (app.enable ? html`<${Badge} kind="ok">enabled<//>` : html`<${Badge} kind="warn">disabled<//>`) },
   { key: "connections", label: "Connections", size: "s", number: true, show: (app) => figure(app.connections) },
-  { key: "channels", label: "Channels", size: "s", number: true, show: (app) => figure(app.channels) },
   { key: "events_in", label: "Events in", size: "s", number: true, show: (app) => figure(app.events_in) },
   { key: "messages_out", label: "Messages out", size: "s", number: true, show: (app) => figure(app.messages_out) },
   {
@@ -75,6 +74,7 @@ function Detail({ app, close }) {
         ["Key", html`<${Name} of=${app.key} />`],
         ["Secrets", `set, ${app.secrets.join(" + ")} bytes`],
         ["Subscriptions", figure(app.subscriptions)],
+        ["Channels, of each worker", figure(app.channels)],
         given(app.refusals) && ["Refusals", figure(app.refusals)],
         app.source && ["Source", html`<${Name} of=${app.source} />`],
         app.origins && ["Origins", html`<${Text} of=${app.origins.join(", ") || "all"} />`],

@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { link, path, useCall } from "./data.js";
 import { bytes, count, duration, short, whole } from "./text.js";
-import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
+import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Node, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
 const VACANT = { subscriptions: 0, users: null, by_worker: [] };
@@ -16,6 +16,7 @@ export function Channel({ params }) {
   const isVacant = answer.error?.status === 404;
   const error = isVacant ? null : answer.error;
   const data = isVacant ? VACANT : answer.data;
+  const isPresence = data?.kind?.startsWith("presence");
   /** @param {string} one */
   const to = (one) => link("channel", { app, name, view: one });
   return html`<${Screen}
@@ -35,19 +36,21 @@ export function Channel({ params }) {
           pairs=${[
             ["Kind", html`<${Kind} of=${data.kind ?? "–"} />`],
             ["Subscriptions", live(short(data.subscriptions ?? 0))],
-            data.users !== null && data.users !== undefined && ["Members", live(short(data.users))],
+            isPresence && ["Members", typeof data.users === "number" ? live(short(data.users)) : "not known"],
           ]}
         />
       </div>
       <${Tabs}
         label="Parts of the channel"
         now=${view}
-        tabs=${[["now", "Now", to("")], data.members && ["members", "Members", to("members")], ["history", "History", to("history")]]}
+        tabs=${[["now", "Now", to("")], isPresence && ["members", "Members", to("members")], ["history", "History", to("history")]]}
       />
       ${view === "history"
         ? html`<${History} app=${app} name=${name} after=${after} />`
-        : view === "members" && data.members
-          ? html`<${Members} app=${app} members=${data.members} total=${data.users ?? 0} />`
+        : view === "members" && isPresence
+          ? data.members
+            ? html`<${Members} app=${app} members=${data.members} total=${data.users ?? 0} />`
+            : html`<${Empty} title="The members are not known">The broker keeps them, and is away.<//>`
           : html`<${Section} title="Subscriptions by worker"><${Workers} rows=${data.by_worker ?? []} /><//>
               ${data.cache && html`<${Section} title="Last event" lead="A cache channel sends this event to each new subscriber."><${Cached} cache=${data.cache} /><//>`}`}`}
   <//>`;
@@ -61,7 +64,7 @@ function Workers({ rows }) {
     id=${(/** @type {any} */ row) => row.worker}
     empty=${html`<${Empty} title="No worker has a subscriber of this channel">Subscribe a client to see it here.<//>`}
     columns=${[
-      { key: "worker", label: "Worker", show: (/** @type {any} */ row) => html`<${Name} of=${row.worker} />` },
+      { key: "worker", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.worker} />` },
       { key: "subscriptions", label: "Subscriptions", size: "m", number: true, show: (/** @type {any} */ row) => short(row.subscriptions) },
     ]}
   />`;
@@ -99,8 +102,9 @@ function History({ app, name, after }) {
     return html`<${Empty} title="This channel keeps no history"><${Text} of=${error.message} /><//>`;
   }
   const items = data?.items;
+  const resumed = Object.entries(data?.resumptions ?? {});
   return html`<section aria-label="History">
-    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.</p><button type="button" onClick=${reload}>Refresh</button></div>
+    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` Position: <span class="mono">${data.position}</span>`}</p><button type="button" onClick=${reload}>Refresh</button></div>
     <${Table}
       caption="Kept messages"
       rows=${items}
@@ -112,7 +116,7 @@ function History({ app, name, after }) {
       empty=${html`<${Empty} title="The history is empty">Messages appear here after they are published, until they expire.<//>`}
       columns=${[
         { key: "offset", label: "Offset", size: "s" },
-        { key: "at", label: "Time", size: "l", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
+        { key: "at", label: "Time", size: "t", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
         {
           key: "event",
           label: "Event",
@@ -128,6 +132,7 @@ function History({ app, name, after }) {
         },
       ]}
     />
+    ${resumed.length > 0 && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ")}</p>`}
     ${data?.recovered === false && html`<p class="note">The page that you asked for has expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>

@@ -61,6 +61,7 @@ export function Channels({ params }) {
       shown=${channels?.length ?? 0}
       noun=${channels?.length === 1 ? "channel" : "channels"}
       isFirst=${!after}
+      sorted
       first=${link("channels", { app, prefix, kind })}
       next=${data?.next ? link("channels", { app, prefix, kind, after: data.next }) : null}
     />

@@ -1,14 +1,15 @@
 // @ts-check
 /** The nodes of the cluster and the broker that connects them. */
-import { html } from "./vendor/htm-preact.js";
-import { useCall } from "./data.js";
+import { html, useEffect } from "./vendor/htm-preact.js";
+import { learnNames, useCall } from "./data.js";
 import { bytes, duration, short, whole } from "./text.js";
-import { Badge, Empty, Facts, live, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { Badge, Empty, Facts, live, Loading, Missing, Name, Node, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 export function Cluster() {
   const { data, error, reload } = useCall("cluster", 5);
+  useEffect(() => data && learnNames(data.nodes), [data]);
   const broker = data?.broker;
-  return html`<${Screen} title="Cluster" lead="The nodes are the workers of all machines. The broker connects them.">
+  return html`<${Screen} title="Cluster" lead="Each worker of each machine is a node. The broker connects the nodes.">
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />
     ${!data && !error && html`<${Loading} rows=${5} />`}
@@ -22,12 +23,11 @@ export function Cluster() {
         rows=${data.nodes}
         id=${(/** @type {any} */ row) => row.id}
         columns=${[
-          { key: "id", label: "Node", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
-          { key: "state", label: "State", size: "xl", show: state },
-          { key: "machine", label: "Machine", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.machine} />` },
-          { key: "worker", label: "Worker", size: "xs", number: true, show: (/** @type {any} */ row) => (given(row.worker) ? whole(row.worker) : "–") },
+          { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />` },
+          { key: "state", label: "State", size: "l", show: state },
+          { key: "id", label: "Node", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
           { key: "pid", label: "Process", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.pid) ? String(row.pid) : "–") },
-          { key: "lease", label: "Lease", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.lease) ? duration(row.lease) : "–") },
+          { key: "lease", label: "Lease left", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.lease) ? duration(row.lease) : "–") },
         ]}
       />
     <//>`}
@@ -53,7 +53,7 @@ function Broker({ broker, away }) {
         broker.kind && ["Kind", KINDS[broker.kind] ?? broker.kind],
         broker.url && ["Address", html`<${Name} of=${broker.url} />`],
         away && ["Reason", html`<${Text} of=${away} />`],
-        ["Away since the start", duration(broker.away_seconds ?? 0)],
+        ["Time away since the start", duration(broker.away_seconds ?? 0)],
         ["Messages not confirmed", short(broker.unconfirmed ?? 0)],
       ]}
     />

@@ -52,7 +52,7 @@ export function Configuration({ params }) {
           columns=${[
             { key: "listener", label: "Listener", size: "m" },
             { key: "file", label: "File", show: (/** @type {any} */ row) => html`<${Name} of=${row.file} />` },
-            { key: "expires", label: "Expires", size: "l", show: (/** @type {any} */ row) => date(row.expires) },
+            { key: "expires", label: "Expires", size: "t", show: (/** @type {any} */ row) => date(row.expires) },
             {
               key: "days",
               label: "Left",

@@ -2,15 +2,15 @@
 /** The connections of an app, and their end by the operator. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
-import { bytes, count, direction, plain, short } from "./text.js";
-import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Screen, Since, Table, Text, Time } from "./ui.js";
+import { bytes, count, direction, plain, protocolName, short } from "./text.js";
+import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Screen, Since, Table, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
 const PROTOCOLS = /** @type {const} */ ([
   ["", "all protocols"],
-  ["pusher", "pusher"],
-  ["pusher-xhr", "pusher over XHR"],
-  ["websocket", "raw WebSocket"],
+  ["pusher", "Pusher"],
+  ["pusher-xhr", "Pusher, XHR"],
+  ["websocket", "WebSocket"],
   ["mqtt", "MQTT"],
   ["sse", "SSE"],
 ]);
@@ -53,18 +53,19 @@ export function Connections({ params }) {
         {
           key: "id",
           label: "Socket id",
+          size: "l",
           show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.id)} title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
         },
-        { key: "user", label: "User", size: "s", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} />` },
+        { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
-        { key: "protocol", label: "Protocol", size: "s" },
+        { key: "protocol", label: "Protocol", size: "s", show: (/** @type {any} */ row) => protocolName(row.protocol) },
         { key: "channels", label: "Channels", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
-        { key: "behind", label: "Waiting", size: "xs", number: true, show: (/** @type {any} */ row) => (row.behind ? bytes(row.behind) : html`<span class="faint">0</span>`) },
+        { key: "behind", label: "Unsent", size: "xs", number: true, show: (/** @type {any} */ row) => (row.behind ? bytes(row.behind) : html`<span class="faint">${bytes(0)}</span>`) },
         { key: "since", label: "Open for", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         {
           key: "end",
           label: "Action",
-          size: "act",
+          size: "act wide",
           show: (/** @type {any} */ row) =>
             html`<button type="button" class="cell-button danger" aria-label=${`Terminate ${plain(row.id)}`} onClick=${() => end({ row, user: false })}>Terminate</button>`,
         },
@@ -108,9 +109,9 @@ function Detail({ app, row, close, end }) {
         ["Socket id", html`<${Name} of=${row.id} />`],
         ["User", html`<${Name} of=${row.user} label="not signed in" />`],
         ["Address", html`<${Name} of=${row.ip} />`],
-        ["Protocol", row.protocol],
+        ["Protocol", protocolName(row.protocol)],
         ["Connected", html`<${Time} at=${row.since} day />`],
-        ["Worker", html`<${Name} of=${row.worker} />`],
+        ["Worker", html`<${Node} of=${row.worker} />`],
         ["Origin", html`<${Name} of=${row.origin} label="none" />`],
         ["Waiting to be sent", bytes(row.behind ?? 0)],
         ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`],

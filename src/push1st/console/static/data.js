@@ -1,6 +1,7 @@
 // @ts-check
 /** The page's state and its connections to the server: the place in the hash, calls of the API, and the live channel. */
 import { useEffect, useRef, useState } from "./vendor/htm-preact.js";
+import { nodeName } from "./text.js";
 
 const CALL_SECONDS = 15;
 const SESSION_SECONDS = 300;
@@ -171,6 +172,31 @@ let ahead = 0;
 /** Returns the server's time in seconds since 1970, within a second. */
 export function serverTime() {
   return Date.now() / 1000 + ahead;
+}
+
+/** The names of nodes for people, by their ids. @type {Store<Record<string, string>>} */
+export const nodeNames = new Store(/** @type {Record<string, string>} */ ({}));
+const NAMES_MS = 10_000;
+let namesAt = -NAMES_MS;
+
+/** Keeps the names of nodes. @param {any[]} nodes */
+export function learnNames(nodes) {
+  const found = nodes.filter((one) => one.machine && nodeNames.value[one.id] === undefined);
+  if (found.length) nodeNames.set({ ...nodeNames.value, ...Object.fromEntries(found.map((one) => [one.id, nodeName(one)])) });
+}
+
+/**
+ * Returns the name of a node for people; its id until the name is known.
+ * @param {string} id
+ */
+export function useNodeName(id) {
+  const name = useStore(nodeNames)[id];
+  useEffect(() => {
+    if (name || !id || performance.now() - namesAt < NAMES_MS) return;
+    namesAt = performance.now();
+    call("GET", "cluster").then((answer) => learnNames(answer.nodes), () => {});
+  }, [id, name]);
+  return name ?? id;
 }
 
 /** @typedef {{data: any, error: CallError | null, busy: boolean, reload: () => void}} Loaded */

@@ -104,7 +104,7 @@ export function Events({ params }) {
           {
             key: "again",
             label: "Action",
-            size: "act",
+            size: "act wide",
             show: (/** @type {any} */ row) =>
               html`<button type="button" class="cell-button" aria-label=${`Use again the event of ${clock(row.at)}`} onClick=${() => put(row.form)}>Use again</button>`,
           },

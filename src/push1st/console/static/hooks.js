@@ -6,6 +6,13 @@ import { bytes, count, date, duration, plain, short, whole } from "./text.js";
 import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Missing, Name, Pager, Screen, Section, Table, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
+/** @type {Record<string, string>} */
+const REASONS = {
+  overflowed: "overflowed: the queue of the endpoint was full",
+  expired: "expired: the endpoint accepted it too late or never",
+  stopped: "stopped: the server has stopped",
+  "endpoint-gone": "endpoint-gone: the endpoint is not configured any more",
+};
 
 /** @param {{params: Record<string, string>}} props */
 export function Hooks({ params }) {
@@ -27,11 +34,11 @@ export function Hooks({ params }) {
         columns=${[
           { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
           { key: "state", label: "State", size: "s", show: state },
-          { key: "sent", label: "Delivered", size: "s", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
-          { key: "queued", label: "Queued", size: "s", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
+          { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
+          { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
           { key: "oldest", label: "Oldest", size: "s", number: true, show: (/** @type {any} */ row) => (row.oldest_seconds ? duration(row.oldest_seconds) : "–") },
           { key: "next", label: "Next try in", size: "s", number: true, show: (/** @type {any} */ row) => (row.next_try_in === null || row.next_try_in === undefined ? "–" : duration(row.next_try_in)) },
-          { key: "last", label: "Last error", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />` },
+          { key: "last", label: "Last error", size: "l", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />` },
         ]}
       />
     <//>
@@ -100,11 +107,11 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
           show: (/** @type {any} */ row) =>
             html`<input type="checkbox" aria-label=${`Select the dead letter of ${date(row.at)}`} disabled=${!row.redrivable} title=${row.why_not} checked=${chosen.has(row.id)} onChange=${() => toggle(row.id)} />`,
         },
-        { key: "at", label: "Time", size: "l", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
-        { key: "events", label: "Events", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${names(row)} />` },
+        { key: "at", label: "Time", size: "t", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
+        { key: "events", label: "Events", size: "t", show: (/** @type {any} */ row) => html`<${Name} of=${names(row)} />` },
         { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
         { key: "reason", label: "Reason", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.reason} />` },
-        { key: "redriven", label: "Redriven", size: "s", show: (/** @type {any} */ row) => (row.redriven ? html`<${Time} at=${row.redriven.at} />` : html`<span class="faint">no</span>`) },
+        { key: "redriven", label: "Redriven", size: "xs", show: (/** @type {any} */ row) => (row.redriven ? html`<${Time} at=${row.redriven.at} />` : html`<span class="faint">no</span>`) },
         {
           key: "more",
           label: "Details",
@@ -126,9 +133,9 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       <${Facts}
         pairs=${[
           ["Time", date(shown.at)],
-          ["Reason", html`<${Text} of=${shown.reason} />`],
+          ["Reason", html`<${Text} of=${REASONS[shown.reason] ?? shown.reason} />`],
           ["Endpoint", html`<${Text} of=${shown.endpoint} />`],
-          ["Events", `${whole(shown.event_count)}, ${bytes(shown.bytes)}`],
+          ["Events", `${count(shown.event_count, "event")}, ${bytes(shown.bytes)}`],
           ["Machine", html`<${Text} of=${shown.machine} />`],
           ["Redriven", shown.redriven ? html`${date(shown.redriven.at)}, <${Text} of=${shown.redriven.result} />` : "no"],
           shown.why_not && ["Why not again", html`<${Text} of=${shown.why_not} />`],

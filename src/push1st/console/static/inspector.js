@@ -2,8 +2,8 @@
 /** The inspector: what happens in an app, live. The workers report only while somebody watches. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { go, link, liveState, useLive, useStore } from "./data.js";
-import { bytes, clock, count, date, direction, duration, plain, whole } from "./text.js";
-import { Check, Data, Filter, live, Problem, Screen, Text } from "./ui.js";
+import { bytes, clock, count, date, direction, duration, plain, protocolName, whole } from "./text.js";
+import { Check, Data, Filter, live, Node, Problem, Screen, Text } from "./ui.js";
 
 const MAX_ROWS = 1000;
 const ROW = 32;
@@ -210,7 +210,11 @@ function Detail({ app, row, put }) {
               ? bytes(value)
               : key === "ms"
                 ? duration(value / 1000)
-                : html`<${Text} of=${value} />`
+                : key === "worker"
+                  ? html`<${Node} of=${value} />`
+                  : key === "protocol"
+                    ? protocolName(value)
+                    : html`<${Text} of=${value} />`
         }</dd></div>`;
       })}
     </dl>
@@ -222,15 +226,15 @@ function Detail({ app, row, put }) {
 
 /** @type {(readonly [string, string])[]} */
 const FIELDS = [
-  ["channel", "Channel"],
   ["event", "Event"],
+  ["reason", "Reason"],
+  ["remedy", "What to do"],
+  ["channel", "Channel"],
   ["socket", "Socket id"],
   ["user", "User"],
   ["ip", "Address"],
   ["protocol", "Protocol"],
   ["code", "Code"],
-  ["reason", "Reason"],
-  ["remedy", "What to do"],
   ["request", "Request"],
   ["endpoint", "Endpoint"],
   ["attempt", "Attempt"],

@@ -1,9 +1,9 @@
 // @ts-check
 /** The MQTT sessions of an app, and its retained messages. */
-import { html, useState } from "./vendor/htm-preact.js";
+import { html, useMemo, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, serverTime, useCall } from "./data.js";
 import { bytes, date, direction, duration, plain, short } from "./text.js";
-import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
 
 const LIMIT = 50;
 /** the session expiry interval of sessions without an end (MQTT 5.0, section 3.1.2.11.2) */
@@ -82,7 +82,7 @@ function Sessions({ params }) {
           ["State", shown.state],
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
-          ["Worker", html`<${Name} of=${shown.worker} label="none" />`],
+          ["Worker", html`<${Node} of=${shown.worker} label="none" />`],
           ["Waiting", known(shown.waiting)],
           ["In flight", known(shown.inflight)],
         ]}
@@ -108,13 +108,18 @@ function known(value) {
   return value === null || value === undefined ? "–" : short(value);
 }
 
+/** @param {{topic: string}} a @param {{topic: string}} b */
+function byTopic(a, b) {
+  return a.topic < b.topic ? -1 : 1;
+}
+
 /** @param {{params: Record<string, string>}} props */
 function Retained({ params }) {
   const { app, prefix = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps", app, "mqtt", "retained"], { prefix, after, limit: LIMIT }), 10);
   const [shown, show] = useState("");
   const [ending, end] = useState("");
-  const rows = data?.retained;
+  const rows = useMemo(() => data?.retained.slice().sort(byTopic), [data]);
   /** @param {string} topic */
   const remove = async (topic) => {
     await call("DELETE", path(["apps", app, "mqtt", "retained"], { topic }));
@@ -162,6 +167,7 @@ function Retained({ params }) {
       data=${data}
       shown=${rows?.length ?? 0}
       noun=${rows?.length === 1 ? "retained message" : "retained messages"}
+      sorted
       isFirst=${!after}
       first=${link("mqtt", { ...params, after: "" })}
       next=${data?.next ? link("mqtt", { ...params, after: data.next }) : null}

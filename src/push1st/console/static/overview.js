@@ -1,9 +1,9 @@
 // @ts-check
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { away, call, link, liveState, useLive } from "./data.js";
-import { bytes, clock, count, duration, nodeName, percent, rate, short, whole } from "./text.js";
-import { Badge, Empty, Loading, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { away, call, learnNames, link, liveState, useLive } from "./data.js";
+import { bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
+import { Badge, Empty, Loading, Name, Node, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const SECONDS = 600;
 const EVERY = 2;
@@ -129,6 +129,7 @@ export function Overview() {
     if (answer.error) return fail(new Error(answer.error));
     if ("away" in answer) away.set(answer.away || "");
     recorder.take(answer);
+    learnNames(answer.nodes);
     fail(null);
     again((n) => n + 1);
     return undefined;
@@ -172,7 +173,7 @@ function TileBox({ tile, points, now }) {
     <p class="caption" key=${found ? `at ${found.t}` : `most ${tile.show(most)}`}>
       ${found
         ? html`<span>${clock(found.t)}</span><span>${tile.show(found.v)}${tile.unit}</span>`
-        : html`<span>10 min</span><span>${points.length ? `most ${tile.show(most)}${tile.unit}` : "none yet"}</span>`}
+        : html`<span>10 min ago</span><span>${points.length ? `peak ${tile.show(most)}${tile.unit}` : "none yet"}</span>`}
     </p>
   </div>`;
 }
@@ -214,7 +215,7 @@ function statements(data) {
   const found = [];
   /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
   const say = (kind, key, text) => void found.push({ kind, key, text });
-  for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The node <b><${Text} of=${name} /></b> has not answered.`);
+  for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The worker <b><${Node} of=${name} /></b> has not answered.`);
   if (data.away) say("bad", "away", "The broker is away: subscribers on other workers receive nothing until it is back.");
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
@@ -298,7 +299,7 @@ const WORKERS = [
   { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => percent(recorder.workers.get(node.id)?.cpu ?? 0) },
   { key: "rss", label: "Memory", size: "s", number: true, show: (node) => (node.rss === null || node.rss === undefined ? "–" : bytes(node.rss)) },
   { key: "fds", label: "Files", size: "xs", number: true, show: (node) => (node.fds === null || node.fds === undefined ? "–" : whole(node.fds)) },
-  { key: "loop_lag", label: "Loop lag", size: "xs", number: true, show: (node) => duration(node.loop_lag ?? 0) },
+  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => duration(node.loop_lag ?? 0) },
   { key: "uptime", label: "Up", size: "s", number: true, show: (node) => duration(node.uptime ?? 0) },
 ];
 
@@ -317,7 +318,7 @@ function Protocols({ nodes }) {
     id=${(/** @type {any} */ row) => row.name}
     empty=${html`<${Empty} title="No client is connected">Connect a client, for example with <code>push1st subscribe</code>.<//>`}
     columns=${[
-      { key: "name", label: "Protocol" },
+      { key: "name", label: "Protocol", show: (/** @type {any} */ row) => protocolName(row.name) },
       { key: "n", label: "Connections", size: "m", number: true, show: (/** @type {any} */ row) => whole(row.n) },
       { key: "part", label: "Share", size: "s", number: true, show: (/** @type {any} */ row) => percent(row.n / (total || 1)) },
     ]}

@@ -173,6 +173,17 @@ export function nodeName(node) {
   return node.machine ? `${node.machine}:${node.worker}` : String(node.id);
 }
 
+/** @type {Record<string, string>} */
+const PROTOCOLS = { pusher: "Pusher", "pusher-xhr": "Pusher, XHR", websocket: "WebSocket", mqtt: "MQTT 3.1.1", mqtt5: "MQTT 5", sse: "SSE" };
+
+/**
+ * Returns the name of a protocol for people.
+ * @param {string} name
+ */
+export function protocolName(name) {
+  return PROTOCOLS[name] ?? name;
+}
+
 /**
  * Returns JSON with indentation; the same text if it is not JSON. Pusher's data is often a string that contains JSON.
  * @param {string} text

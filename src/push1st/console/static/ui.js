@@ -1,7 +1,7 @@
 // @ts-check
 /** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { serverTime } from "./data.js";
+import { serverTime, useNodeName } from "./data.js";
 import { bytes, clock, date, direction, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
 
 /** @typedef {import("./vendor/htm-preact.js").Child} Child */
@@ -33,6 +33,12 @@ export function Name({ of, href, label }) {
   return href
     ? html`<a class="name" dir=${direction(text)} href=${href} title=${plain(text)}><${Text} of=${text} /></a>`
     : html`<span class="name" dir=${direction(text)} title=${plain(text)}><${Text} of=${text} /></span>`;
+}
+
+/** A node by its name for people; its tooltip has the id. @param {{of: string, label?: string}} props */
+export function Node({ of, label }) {
+  const name = useNodeName(of);
+  return of ? html`<span class="name" title=${of}><${Text} of=${name} /></span>` : html`<span class="faint">${label ?? "–"}</span>`;
 }
 
 /** A time. @param {{at: number | null | undefined, day?: boolean}} props */
@@ -149,7 +155,7 @@ export function Missing({ data }) {
   if (!names.length) return null;
   return html`<p class="problem" role="status">
     ${names.length === 1 ? "One node has not answered" : `${whole(names.length)} nodes have not answered`}, so the page lacks what they serve:
-    ${" "}<${Text} of=${names.slice(0, 10).join(", ")} />${names.length > 10 && " …"}
+    ${names.slice(0, 10).map((/** @type {string} */ name) => html` <${Node} key=${name} of=${name} />`)}${names.length > 10 && " …"}
   </p>`;
 }
 
@@ -169,7 +175,8 @@ export function Tabs({ label, now, tabs }) {
  * @typedef {object} Column
  * @property {string} key
  * @property {string} label
- * @property {string} [size] the width: "name" takes what the others leave; else "xs", "s", "m", "l", "xl", or "act" and "box" for controls
+ * @property {string} [size] the width: "name" takes what the others leave; else "xs", "s", "m", "l", "xl", or "act" or "act wide" for buttons and "box" for others
+ * @property {boolean} [wrap] whether long values take several lines
  * @property {boolean} [number] whether the values are numbers
  * @property {(row: any) => Child} [show]
  */
@@ -203,8 +210,8 @@ export function Table({ caption, columns, rows, id, busy = false, error, again, 
           (row) =>
             html`<tr role="row" key=${id(row)}>
               ${columns.map(
-                ({ key, label, size = "name", number, show }) =>
-                  html`<td key=${key} role="cell" data-label=${size === "act" || size === "box" ? undefined : label} class=${`w-${size}${number ? " number" : ""}`}>${live(show ? show(row) : row[key])}</td>`,
+                ({ key, label, size = "name", number, wrap, show }) =>
+                  html`<td key=${key} role="cell" data-label=${size.startsWith("act") || size === "box" ? undefined : label} class=${`w-${size}${number ? " number" : ""}${wrap ? " wrap" : ""}`}>${live(show ? show(row) : row[key])}</td>`,
               )}
             </tr>`,
         )}
@@ -222,13 +229,16 @@ export function live(value) {
 
 /**
  * The way to the next page of a list.
- * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
+ * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean, sorted?: boolean}} props
+ *   sorted: whether the rows are in order within a page only
  */
-export function Pager({ data, shown, noun, first, next, isFirst }) {
-  if (!data) return null;
+export function Pager({ data, shown, noun, first, next, isFirst, sorted = false }) {
+  if (!data && isFirst) return null;
+  if (!data) return html`<nav class="pager" aria-label=${`Pages of ${noun}`}><a class="button" href=${first}>First page</a></nav>`;
+  const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
-    <p class="note">${whole(shown)} ${noun}${isFirst && !next ? "" : " on this page"}${examined && html` · ${examined}`}</p>
+    <p class="note">${whole(shown)} ${noun}${isOnly ? "" : ` on this page${sorted ? ", sorted within the page" : ""}`}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
     ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
   </nav>`;
