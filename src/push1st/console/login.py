@@ -68,6 +68,12 @@ class Tries:
         self._all.append(now)
         return 0, is_delayed
 
+    def take_back(self, address: str) -> None:
+        """Takes back the last counted try of an address, whose password is not checked."""
+        times = self._by_address.get(address)
+        if times:
+            times.pop()
+
     def clear(self, address: str) -> None:
         """Forgets the tries of an address that has signed in."""
         self._by_address.pop(address, None)
@@ -75,7 +81,7 @@ class Tries:
     def _forget(self, now: float) -> None:
         """Removes the addresses without a recent try. Called at most once a second, because it visits all addresses."""
         self._forget_at = now + 1
-        self._by_address = {one: times for one, times in self._by_address.items() if now - times[-1] < TRIES_SECONDS}
+        self._by_address = {one: times for one, times in self._by_address.items() if times and now - times[-1] < TRIES_SECONDS}
 
 
 class Login:
@@ -105,6 +111,7 @@ class Login:
         if is_delayed:
             await asyncio.sleep(DELAY_SECONDS)
         if self._checks >= MAX_CHECKS:
+            self._tries.take_back(address)
             return error(429, "others sign in at this moment: wait 1 s, and try again", _retry_after(1))
         self._checks += 1
         try:

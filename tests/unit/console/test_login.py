@@ -121,8 +121,9 @@ async def test_two_passwords_are_checked_at_the_same_time_and_a_third_is_rejecte
     first = [asyncio.ensure_future(door.check(body("right"), f"1.1.1.{one}")) for one in range(2)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    third = await door.check(body("right"), "1.1.1.9")
-    assert (third.status, third.headers) == (429, b"Retry-After: 1\r\n")
+    for _ in range(2 * MAX_TRIES):  # a try without a check is not counted
+        third = await door.check(body("right"), "1.1.1.9")
+        assert (third.status, third.headers) == (429, b"Retry-After: 1\r\n")
     password.go.set()
     assert await asyncio.gather(*first) == [None, None]
     assert await door.check(body("right"), "1.1.1.9") is None
