@@ -79,7 +79,7 @@ def test_the_unit_gives_the_server_more_time_than_it_takes_to_stop() -> None:
 def commands(name: str, config: Path) -> list[list[str]]:
     """Returns the unit's commands of one kind, with the program and a configuration of this test."""
     here = {"/opt/push1st/bin/push1st": str(Path(sys.prefix) / "bin" / "push1st"), "/etc/push1st/server.yml": str(config)}
-    found = re.findall(rf"^{name}=(.*)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
+    found = re.findall(rf"^{name}=-?(.*)$", (DEPLOY / "push1st.service").read_text(), re.MULTILINE)
     return [[here.get(word, word) for word in shlex.split(line)] for line in found]
 
 

@@ -129,8 +129,8 @@ def _add_check(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="check a configuration",
-        description="Checks a configuration and prints what would run. Exit code 1: the server would not start, or would "
-        "serve no client.",
+        description="Checks a configuration and prints what would run. Exit code 1: the server would not start, would "
+        "serve no client, or has a certificate that is not valid.",
     )
     _config_option(check, "the configuration file (or $PUSH1ST_CONFIG)")
     _json_option(check, "print errors, warnings and notes as JSON, with file, line and key")

@@ -49,7 +49,8 @@ def divided(level: Level, lines: Iterable[str], apps: Container[str] = (), sourc
 
 
 def _finding(level: Level, line: str, apps: Container[str], source: str) -> Finding:
-    if level != "note" and (found := _PLACE.match(line)):  # a note has no place, but may contain an address with a port
+    found = _PLACE.match(line)
+    if found and (level != "note" or _KEY.match(found["key"] or "")):  # a note may begin with an address that has a port
         return Finding(level, found["file"], int(found["line"]), None, found["key"], found["message"])
     if found := _VARIABLE.match(line):
         return Finding(level, None, None, found["variable"], found["key"], found["message"])

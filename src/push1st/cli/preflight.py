@@ -9,13 +9,20 @@ import os
 import pwd
 import ssl
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from push1st.config.model import Config, Ssl
 from push1st.config.mqtt import MqttSsl
+from push1st.config.settings import located_key
+from push1st.config.tables import SECONDS_A_DAY
 from push1st.errors import ConfigError
-from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close, tls_settings
+from push1st.process import tls
+from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close, key_of_file, tls_settings
+
+Level = Literal["error", "note"]
 
 SHOWN = 3
 """the maximum number of files that a note lists"""
@@ -32,19 +39,26 @@ def obstacle(folder: Path) -> str:
     return reason if existing == folder else f"{reason} in {existing}"
 
 
-def mistakes(config: Config) -> list[str]:
-    """Returns a line for each problem that prevents the start of the server."""
-    unusable = [reason for reason, everywhere in _certificates(config) if everywhere]
+def mistakes(config: Config, now: float | None = None) -> list[str]:
+    """Returns a line for each problem that prevents the start of the server, or because of which clients reject the server.
+
+    now: the time in seconds on the wall clock; None: the present time.
+    """
+    unusable = [line for level, line in _certificates(config, time.time() if now is None else now) if level == "error"]
     if not config.hooks.folder or not (reason := obstacle(Path(config.hooks.folder))):
         return unusable
     allowed = (
         "a folder that the server's user may write to; under systemd below /var/lib/NAME, with StateDirectory=NAME in the unit"
     )
-    return [*unusable, f"hooks.folder: cannot keep hook events in {config.hooks.folder}: {reason}, allowed: {allowed}"]
+    where = located_key(config, "hooks.folder")
+    return [*unusable, f"{where}: cannot keep hook events in {config.hooks.folder}: {reason}, allowed: {allowed}"]
 
 
-def notes(config: Config) -> Iterator[str]:
-    """Yields a line for each problem that depends on the user or the machine; for root, also on files that others cannot read."""
+def notes(config: Config, now: float | None = None) -> Iterator[str]:
+    """Yields a line for each problem that depends on the user or the machine, and for each certificate that expires soon.
+
+    For root, it also yields a line about files that other users cannot read. now: see `mistakes`.
+    """
     for role in ROLES:
         for address in addresses(config, role):
             if address.scheme == "unix":
@@ -58,24 +72,39 @@ def notes(config: Config) -> Iterator[str]:
                 pass
             except ConfigError as exc:
                 yield str(exc)
-    yield from (reason for reason, everywhere in _certificates(config) if not everywhere)
+    yield from (line for level, line in _certificates(config, time.time() if now is None else now) if level == "note")
     if os.geteuid() == 0:
         yield from _not_world_readable(config)
 
 
-def _certificates(config: Config) -> Iterator[tuple[str, bool]]:
-    """Yields why a certificate cannot be used, and whether every user of the operating system would fail for this reason."""
-    for cert, key in dict.fromkeys((settings.cert, settings.key) for settings in _tls(config) if settings.cert):
-        try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
-        except OSError as exc:
-            yield f"cannot use the certificate {cert} with the key {key}: {exc}", isinstance(exc, ssl.SSLError)
-    for settings in _tls(config):
-        if isinstance(settings, MqttSsl) and settings.ca:
+def _certificates(config: Config, now: float) -> Iterator[tuple[Level, str]]:
+    """Yields an error for each file of TLS that cannot be used, and a note if only this user cannot read the file.
+
+    Certificates that expire soon have a note. Listeners that use the same files have one line.
+    """
+    done = set()
+    for role in ROLES:
+        settings = tls_settings(config, role)
+        for name in ("cert", "ca"):
+            file = getattr(settings, name, "")
+            if not file or (pair := (file, getattr(settings, "key", "") if name == "cert" else "")) in done:
+                continue
+            done.add(pair)
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(settings.ca)
-            except OSError as exc:
-                yield f"cannot use the certificates of authorities in {settings.ca}: {exc}", isinstance(exc, ssl.SSLError)
+                if name == "ca":
+                    tls.load_authorities(context, file)
+                    continue
+                tls.load_pair(context, *pair, asks=True)
+                facts = tls.facts_of(file)
+                tls.require_valid(file, facts, now)
+            except tls.TlsFileError as exc:
+                yield "note" if exc.is_for_user else "error", f"{key_of_file(config, role, exc.key)}: {exc}"
+                continue
+            if facts is not None and facts.expires - now < tls.SOON_SECONDS:
+                days = int((facts.expires - now) / SECONDS_A_DAY)
+                soon = f"the certificate {file} expires in {days} day{'s' * (days != 1)}, on {tls.day(facts.expires)}: renew it"
+                yield "note", f"{key_of_file(config, role, name)}: {soon}"
 
 
 def _tls(config: Config) -> list[Ssl | MqttSsl]:

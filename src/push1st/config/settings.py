@@ -66,6 +66,15 @@ def settings(config: Config) -> list[Setting]:
     return [Setting(key, value, origins.get(key, DEFAULT)) for key, value in _settings(ROOT, config, "")]
 
 
+def located_key(config: Config, *keys: str) -> str:
+    """Returns the first of some keys that the configuration sets, with its place, as in `server.yml:12: server.drain`.
+
+    If the configuration sets none of them, the result is the first key, without a place.
+    """
+    origins = dict(config.places)
+    return next((f"{origins[key]}: {key}" for key in keys if key in origins), keys[0])
+
+
 def app_settings(config: Config) -> dict[str, list[Setting]]:
     """Returns the keys of each app that a file or the environment sets, by the app's id, for at most `MAX_APPS` apps."""
     origins = dict(config.places)

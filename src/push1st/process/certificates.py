@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
 
 import msgspec
 
@@ -18,8 +17,8 @@ from push1st.config.model import Config, Ssl
 from push1st.config.mqtt import MqttSsl
 from push1st.errors import ConfigError
 from push1st.metrics import Metrics
-from push1st.process.sockets import ROLES, Role, tls_settings
-from push1st.process.tls import NOTE, CertificateFacts, facts_of, self_signed
+from push1st.process.sockets import ROLES, Role, key_of_file, tls_settings
+from push1st.process.tls import NOTE, CertificateFacts, TlsFileError, day, facts_of, require_valid, self_signed
 from push1st.process.tlscontext import TlsContext, TlsKeys, make_context, make_keys
 from push1st.transports.tls import Decryption
 
@@ -74,22 +73,36 @@ class Certificates:
         self._seconds = 0
         self.contexts: dict[Role, TlsContext] = {}
 
-    def open(self, config: Config) -> None:
-        """Loads the certificates of all listeners. Raises ConfigError."""
+    def open(self, config: Config, *, must_be_valid: bool = False) -> None:
+        """Loads the certificates of all listeners. Raises ConfigError.
+
+        A server starts with a certificate that has expired or is not valid yet, and logs an error: other listeners serve their
+        clients, and the worker uses a renewed certificate within a minute.
+
+        must_be_valid: whether such a certificate is an error, as in a reload that replaces workers.
+        """
         with _own_certificate() as placed:
             for role, settings in _settings(config).items():
-                loaded = self._load(settings, placed(settings), asks=True)
+                with _located(config, role):
+                    loaded = self._load(settings, placed(settings), asks=True)
+                    try:
+                        require_valid(settings.cert, loaded.facts, self._seconds_now())
+                    except TlsFileError as exc:
+                        if must_be_valid:
+                            raise
+                        log.error("certificate is not valid, clients reject it", listener=role, reason=str(exc))
                 self.contexts[role] = make_context(loaded.keys, self._refuse, self._decryption)
                 self._use(role, loaded)
 
     def prepare(self, config: Config) -> Mapping[Role, Loaded]:
         """Loads the changed files of a configuration with the same listeners. Raises ConfigError."""
+        prepared: dict[Role, Loaded] = {}
         with _own_certificate() as placed:
-            return {
-                role: self._checked(role, settings, placed(settings))
-                for role, settings in _settings(config).items()
-                if settings != self._loaded[role].settings or _states(settings) != self._loaded[role].files
-            }
+            for role, settings in _settings(config).items():
+                if settings != self._loaded[role].settings or _states(settings) != self._loaded[role].files:
+                    with _located(config, role):
+                        prepared[role] = self._checked(role, settings, placed(settings))
+        return prepared
 
     def apply(self, prepared: Mapping[Role, Loaded]) -> list[str]:
         """Uses loaded files for new connections. Returns a line for each listener, for people."""
@@ -110,7 +123,7 @@ class Certificates:
                 continue
             try:
                 renewed = self._checked(role, loaded.settings, loaded.settings)
-            except ConfigError as exc:  # tried again in a minute: the certificate may not be valid yet
+            except TlsFileError as exc:  # tried again in a minute: the certificate may not be valid yet
                 if self._refused.get(role) != files:
                     self._refused[role] = files
                     self._metrics.reloads.results["refused"] += 1
@@ -120,28 +133,32 @@ class Certificates:
                 self._replace(role, renewed)
 
     def _checked(self, role: Role, settings: Ssl | MqttSsl, placed: Ssl | MqttSsl) -> Loaded:
-        """Loads files while the server runs. Raises ConfigError, also for a certificate that is not valid now."""
+        """Loads files while the server runs. Raises TlsFileError, also for a certificate that is not valid now."""
         loaded = self._load(settings, placed, asks=False)
-        facts, now = loaded.facts, self._wall() / 1_000_000_000
-        if facts is not None and not facts.begins <= now < facts.expires:
-            when = f"it expired on {_day(facts.expires)}" if now >= facts.expires else f"it is valid from {_day(facts.begins)}"
-            raise ConfigError(f"cannot use the certificate {settings.cert} now: {when}")
+        facts = loaded.facts
+        require_valid(settings.cert, facts, self._seconds_now())
         before = self._loaded[role].facts
         if before is not None and facts is not None and (lost := before.names - facts.names):
             log.warning("the new certificate lacks names", listener=role, names=sorted(lost))
         return loaded
 
     def _load(self, settings: Ssl | MqttSsl, placed: Ssl | MqttSsl, *, asks: bool) -> Loaded:
-        """Loads the files of a listener. Raises ConfigError. placed: the settings with the files of a self-signed certificate."""
+        """Loads the files of a listener. Raises TlsFileError.
+
+        placed: the settings with the files of a self-signed certificate.
+        """
         files = _states(settings)  # before the files are read, so that a later change is found
         return Loaded(settings, files, make_keys(placed, self._fail, asks=asks), facts_of(placed.cert))
 
     def _replace(self, role: Role, loaded: Loaded) -> str:
         self.contexts[role].keys = loaded.keys
         self._use(role, loaded)
-        until = "" if loaded.facts is None else _day(loaded.facts.expires)
+        until = "" if loaded.facts is None else day(loaded.facts.expires)
         log.info("certificate renewed", listener=role, valid_until=until)
         return f"{role}: new certificate" + (f", valid until {until}" if until else "")
+
+    def _seconds_now(self) -> float:
+        return self._wall() / 1_000_000_000
 
     def _use(self, role: Role, loaded: Loaded) -> None:
         self._loaded[role] = loaded
@@ -189,5 +206,10 @@ def _state(path: str) -> FileState:
     return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_size
 
 
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d")
+@contextlib.contextmanager
+def _located(config: Config, role: Role) -> Iterator[None]:
+    """Adds the key of a file, and its place in the configuration, to the error about this file."""
+    try:
+        yield
+    except TlsFileError as exc:
+        raise ConfigError(f"{key_of_file(config, role, exc.key)}: {exc}") from exc

@@ -25,6 +25,7 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
     sockets: role, address and file descriptor of each socket on which the worker listens.
     engine: the path of the embedded engine's socket; "" if the worker uses no embedded engine.
     nodes: the names of the living workers, as in `Workers`; empty if the worker uses no embedded engine.
+    is_reload: whether the worker belongs to a reload.
     """
 
     number: int
@@ -32,6 +33,7 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
     sockets: list[tuple[Role, Listen, int]]
     engine: str
     nodes: list[str]
+    is_reload: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

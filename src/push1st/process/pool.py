@@ -206,12 +206,13 @@ class Pool:
         """
         async with slot.changing:
             old = slot.worker
+            is_reload = config is not None and old is not None
             if config is None:
                 if old is not ended:
                     return True
                 config = slot.config
             sockets = self._sockets.for_slot(slot.sockets, config)
-            worker = await self._start(config, flat(sockets))
+            worker = await self._start(config, flat(sockets), is_reload)
             await asyncio.wait((worker.ready, worker.process.ended), timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not worker.ready.done():
                 worker.process.send(signal.SIGKILL)
@@ -340,7 +341,7 @@ class Pool:
 
     # Worker processes
 
-    async def _start(self, config: Config, sockets: Sequence[BoundSocket]) -> WorkerProcess:
+    async def _start(self, config: Config, sockets: Sequence[BoundSocket], is_reload: bool) -> WorkerProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(one.socket.fileno() for one in sockets)]
@@ -357,6 +358,7 @@ class Pool:
             [(one.role, one.address, one.socket.fileno()) for one in sockets],
             str(self.engine.path) if self.engine and worker.on_engine else "",
             [one.node for one in self._on_engine()],
+            is_reload,
         )
         worker.connection.send(order)
         self._tasks.spawn(self._receive(worker))

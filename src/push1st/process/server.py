@@ -24,6 +24,7 @@ from push1st.brokers.memory_history import MemoryHistory
 from push1st.brokers.memory_sessions import MemorySessions
 from push1st.config.addresses import Networks
 from push1st.config.model import Config
+from push1st.config.settings import located_key
 from push1st.core.appchanges import AppChanges
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node, Siblings
@@ -105,10 +106,14 @@ class Server:
 
     sockets: the sockets to listen on. A worker without siblings owns the sockets, and closes the sockets when it stops listening.
     siblings: the other workers of this server; None for a single worker.
+    is_reload: whether the worker belongs to a reload, which must not use a certificate that is not valid.
     """
 
-    def __init__(self, config: Config, sockets: list[BoundSocket], siblings: Siblings | None = None) -> None:
+    def __init__(
+        self, config: Config, sockets: list[BoundSocket], siblings: Siblings | None = None, *, is_reload: bool = False
+    ) -> None:
         self.config = config
+        self._is_reload = is_reload
         self._sockets = sockets
         self._names = [(one.socket.family, one.socket.getsockname()) for one in sockets if one.address.scheme != "unix"]
         self._siblings = siblings
@@ -154,7 +159,8 @@ class Server:
                 metrics.hook_seconds,
             )
         except OSError as exc:
-            raise ConfigError(f"cannot keep hook events in {config.hooks.folder}: {exc.strerror or exc}") from exc
+            where, why = located_key(config, "hooks.folder"), exc.strerror or exc
+            raise ConfigError(f"{where}: cannot keep hook events in {config.hooks.folder}: {why}") from exc
         self.node.on_configured.append(self._hooks.configure)
         broker = self._broker = self._open_broker()
         if self._workers is not None:
@@ -241,7 +247,7 @@ class Server:
         """Loads the certificates of the listeners. One `Decryption` limits the decryption time of all of them."""
         decryption = Decryption(self._count_flood, asyncio.get_running_loop().call_soon)
         certificates = Certificates(self.node.metrics, decryption, self._refuse_handshake, self._handshake_failed)
-        certificates.open(self.config)
+        certificates.open(self.config, must_be_valid=self._is_reload)
         return certificates
 
     def _count_flood(self) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from push1st.config.addresses import Listen
 from push1st.config.model import Config, Ssl
 from push1st.config.mqtt import MqttSsl
+from push1st.config.settings import located_key
 from push1st.errors import ConfigError
 
 BACKLOG = 4096
@@ -209,6 +210,12 @@ def tls_settings(config: Config, role: Role) -> Ssl | MqttSsl | None:
         return config.console.ssl if config.console.ssl.enable and config.console.listens else None
     settings = config.server.ssl if role == "server" else config.api.ssl
     return settings if settings.enable else None
+
+
+def key_of_file(config: Config, role: Role, name: str) -> str:
+    """Returns the key of a TLS file of a role, with its place. name: `key`, `cert` or `ca`."""
+    others = (f"server.ssl.{name}",) if role == "server.mqtt" else ()  # MQTT uses these files if it has none of its own
+    return located_key(config, f"{role}.ssl.{name}", *others)
 
 
 def uses_tls(role: Role, address: Listen) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from push1st.config.model import Ssl
 from push1st.config.mqtt import MqttSsl
-from push1st.errors import ConfigError
+from push1st.process.tls import load_authorities, load_pair
 from push1st.transports.http import HttpConnection
 from push1st.transports.mqtt.connection import MqttConnection
 from push1st.transports.tls import Decryption, Records
@@ -94,7 +94,7 @@ def make_context(keys: TlsKeys, refuse: Callable[[], None], decryption: Decrypti
 
 
 def make_keys(settings: Ssl | MqttSsl, fail: Callable[[str], None], *, asks: bool) -> TlsKeys:
-    """Loads the files of a listener. Raises ConfigError if a file cannot be used.
+    """Loads the files of a listener. Raises TlsFileError if a file cannot be used.
 
     asks: whether OpenSSL may ask the terminal for the password of a key, which stops this process until the answer.
     """
@@ -103,18 +103,8 @@ def make_keys(settings: Ssl | MqttSsl, fail: Callable[[str], None], *, asks: boo
     keys.minimum_version = ssl.TLSVersion.TLSv1_2
     # A client may offer no protocol, or only other protocols (RFC 7301). Such a client is not rejected.
     keys.set_alpn_protocols(["mqtt" if isinstance(settings, MqttSsl) else "http/1.1"])
-    try:
-        keys.load_cert_chain(settings.cert, settings.key, None if asks else _no_password)
-    except (ssl.SSLError, OSError) as exc:
-        raise ConfigError(f"cannot use the certificate {settings.cert} with the key {settings.key}: {exc}") from exc
+    load_pair(keys, settings.cert, settings.key, asks=asks)
     if isinstance(settings, MqttSsl) and settings.ca:
-        try:
-            keys.load_verify_locations(settings.ca)
-        except (ssl.SSLError, OSError) as exc:
-            raise ConfigError(f"cannot use the certificates of authorities in {settings.ca}: {exc}") from exc
+        load_authorities(keys, settings.ca)
         keys.verify_mode = ssl.CERT_REQUIRED if settings.verify == "required" else ssl.CERT_OPTIONAL
     return keys
-
-
-def _no_password() -> str:
-    return ""

@@ -64,7 +64,7 @@ async def _work(end: socket.socket) -> int:
     raise_file_limit()
     siblings = ControlSiblings(order.number, control)
     sockets = [BoundSocket(role, address, socket.socket(fileno=fd)) for role, address, fd in order.sockets]
-    server = Server(config, sockets, siblings)
+    server = Server(config, sockets, siblings, is_reload=order.is_reload)
     if order.engine:
         server.workers(order.nodes)
     receiving = asyncio.ensure_future(_receive(control, server, siblings))

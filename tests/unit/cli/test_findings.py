@@ -39,6 +39,11 @@ def test_an_address_in_a_note_is_no_place() -> None:
     assert found == Finding("note", None, None, None, None, "cannot listen here on tcp://*:80: Permission denied")
 
 
+def test_a_note_may_have_the_place_of_a_key() -> None:
+    (found,) = divided("note", ["server.yml:4: server.ssl.cert: the certificate a.pem expires in 9 days"])
+    assert found == Finding("note", "server.yml", 4, None, "server.ssl.cert", "the certificate a.pem expires in 9 days")
+
+
 @pytest.fixture
 def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     """Writes a configuration with one app, and returns the exit code and the answer of `push1st check --json`."""
@@ -91,3 +96,13 @@ def test_the_answer_contains_the_text_of_each_finding(check: Any, tmp_path: Path
     assert len(notes) == len(answer["findings"])
     for note, found in zip(notes, answer["findings"], strict=True):
         assert note.endswith(found["message"])
+
+
+def test_error_of_a_tls_file_and_of_the_folder_for_hooks_has_its_place(check: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.pem").write_text("nothing")
+    code, answer = check("server:\n  ssl:\n    enable: true\n    key: a.pem\n    cert: a.pem\nhooks: { folder: a.pem/hooks }")
+    assert code == 1
+    assert [(one["file"], one["line"], one["key"]) for one in answer["findings"]] == [
+        ("server.yml", 7, "server.ssl.cert"),
+        ("server.yml", 8, "hooks.folder"),
+    ]

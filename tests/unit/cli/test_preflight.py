@@ -1,8 +1,10 @@
 """Checks of this machine and this user, which change neither."""
 
+import errno
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from push1st.cli.preflight import mistakes, notes, obstacle
 from push1st.config.addresses import Listen
 from push1st.config.model import ApiConfig, Config, HooksConfig, ServerConfig, Ssl
 from push1st.config.mqtt import Mqtt, MqttSsl
+from tests.support.certificates import Authority
 
 
 def test_a_folder_that_does_not_exist_yet_is_no_mistake_and_is_not_created(tmp_path: Path) -> None:
@@ -47,22 +50,85 @@ def test_the_folder_of_a_unix_socket_is_checked_and_not_created(tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_wrong_certificate_is_an_error_and_unreadable_certificate_is_a_note(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ssl = Ssl(True, str(tmp_path / "key"), str(tmp_path / "cert"))
-    config = Config(server=ServerConfig(listen=(), ssl=ssl), api=ApiConfig(listen=()))
-    said = f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: "
-    for name in ("key", "cert"):
-        (tmp_path / name).write_text("nothing")
-    (line,) = mistakes(config)
-    assert line.startswith(said)
-    assert machine_notes(config) == []
-    monkeypatch.setattr("os.geteuid", lambda: 1000)  # root also checks the permissions of the file, which does not exist
-    (tmp_path / "cert").unlink()
-    (line,) = notes(config)
-    assert line.startswith(said)
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def with_tls(cert: Path, key: Path) -> Config:
+    places = ("server.ssl.key", "server.yml:3"), ("server.ssl.cert", "server.yml:4")
+    server = ServerConfig(listen=(), ssl=Ssl(True, str(key), str(cert)))
+    return Config(server=server, api=ApiConfig(listen=()), places=places)
+
+
+PEM = "allowed: a PEM file with a"
+DAMAGED = "-----BEGIN {0}-----\nbm90aGluZw==\n-----END {0}-----\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("no certificate", "4: server.ssl.cert: cannot use the certificate CERT: the file does not exist"),
+        ("no key", "3: server.ssl.key: cannot use the key KEY: the file does not exist"),
+        (
+            "no PEM certificate",
+            f"4: server.ssl.cert: cannot use the certificate CERT: found no certificate in it, {PEM} certificate",
+        ),
+        (
+            "no PEM key",
+            f"3: server.ssl.key: cannot use the key KEY: found no private key in it, {PEM} private key",
+        ),
+        ("damaged certificate", "4: server.ssl.cert: cannot use the certificate CERT: its PEM text is damaged"),
+        ("damaged key", "3: server.ssl.key: cannot use the key KEY: its PEM text is damaged"),
+        ("another key", "3: server.ssl.key: cannot use the key KEY: it does not belong to the certificate CERT"),
+    ],
+)
+def test_error_about_tls_names_place_file_and_cause(authority: Authority, change: str, line: str) -> None:
+    cert, key = authority.issue("a")
+    match change:
+        case "no certificate":
+            cert.unlink()
+        case "no key":
+            key.unlink()
+        case "no PEM certificate":
+            cert.write_text("nothing")
+        case "no PEM key":
+            key.write_text(cert.read_text())
+        case "damaged certificate":
+            cert.write_text(DAMAGED.format("CERTIFICATE"))
+        case "damaged key":
+            key.write_text(DAMAGED.format("PRIVATE KEY"))
+        case "another key":
+            _, key = authority.issue("b")
+    config = with_tls(cert, key)
+    assert mistakes(config) == [f"server.yml:{line.replace('CERT', str(cert)).replace('KEY', str(key))}"]
+
+
+def test_file_that_only_this_user_cannot_read_is_a_note(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    cert, key = authority.issue("a")
+    config = with_tls(cert, key)
+
+    def refuse(path: Path) -> bytes:  # root may read every file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert machine_notes(config) == [
+        f"server.yml:4: server.ssl.cert: cannot use the certificate {cert}: {os.strerror(errno.EACCES)}"
+    ]
     assert mistakes(config) == []
+
+
+def test_certificate_that_is_not_valid_is_an_error_and_one_that_expires_soon_is_a_note(authority: Authority) -> None:
+    """The certificate is valid from two days ago for 30 days."""
+    config, day, now = with_tls(*authority.issue("a", days=30)), 86_400, time.time()
+    place = f"server.yml:4: server.ssl.cert: cannot use the certificate {config.server.ssl.cert} now: "
+    assert [line.startswith(f"{place}it expired on 20") for line in mistakes(config, now + 31 * day)] == [True]
+    assert [line.startswith(f"{place}it is valid from 20") for line in mistakes(config, now - 3 * day)] == [True]
+    for days, expected in ((0, 0), (15, 0), (17, 1), (29.5, 1)):
+        assert mistakes(config, now + days * day) == []
+        assert len([line for line in notes(config, now + days * day) if "expires in" in line]) == expected
+    soon = f"server.yml:4: server.ssl.cert: the certificate {config.server.ssl.cert} expires in 8 days, on 20"
+    assert any(line.startswith(soon) for line in notes(config, now + 21.5 * day))
 
 
 def test_mqtt_certificates_are_checked_too(tmp_path: Path) -> None:
@@ -72,8 +138,8 @@ def test_mqtt_certificates_are_checked_too(tmp_path: Path) -> None:
     mqtt = Mqtt(listen=(Listen("tls", "127.0.0.1", 1),), ssl=ssl)
     server = ServerConfig(proto=frozenset({"mqtt"}), listen=(), mqtt=mqtt)
     first, second = mistakes(Config(server=server, api=ApiConfig(listen=())))
-    assert first.startswith(f"cannot use the certificate {tmp_path}/cert with the key {tmp_path}/key: ")
-    assert second.startswith(f"cannot use the certificates of authorities in {tmp_path}/ca: ")
+    assert first.startswith(f"server.mqtt.ssl.cert: cannot use the certificate {tmp_path}/cert: found no certificate")
+    assert second.startswith(f"server.mqtt.ssl.ca: cannot use the certificates of authorities in {tmp_path}/ca: found no")
 
 
 def machine_notes(config: Config) -> list[str]:

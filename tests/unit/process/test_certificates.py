@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import structlog.testing
 
+from push1st.config.addresses import Listen
 from push1st.config.model import Config, ServerConfig, Ssl
+from push1st.config.mqtt import Mqtt, MqttSsl
 from push1st.errors import ConfigError
 from push1st.metrics import Metrics
 from push1st.process.certificates import CHECK_SECONDS, Certificates
@@ -114,10 +116,41 @@ def test_files_that_cannot_be_used_change_nothing(site: Site, what: str) -> None
         site.cert.resolve().write_text("")
     else:
         site.issue(days=-1)
-    with pytest.raises(ConfigError, match="cannot use the certificate"):
+    with pytest.raises(ConfigError, match=r"server\.ssl\.(key|cert): cannot use the "):
         site.certificates.prepare(site.config)
     assert site.tick(3 * CHECK_SECONDS) == ["certificate refused, the old one stays"]
     assert (site.keys, site.days) == (before, 10)
+
+
+@pytest.mark.parametrize(("days", "why"), [(-1, "it expired on "), (10, "it is valid from ")], ids=["expired", "not yet valid"])
+def test_server_starts_with_a_certificate_that_is_not_valid_but_a_reload_does_not_use_it(
+    site: Site, days: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.issue(days=days)
+    if days > 0:
+        monkeypatch.setattr(site.certificates, "_wall", lambda: time.time_ns() - 5 * 86_400 * 10**9)
+    with pytest.raises(ConfigError, match=rf"^server\.ssl\.cert: cannot use the certificate {site.cert} now: {why}"):
+        site.certificates.open(site.config, must_be_valid=True)
+    with structlog.testing.capture_logs() as logged:
+        site.certificates.open(site.config)
+    (line,) = logged
+    assert (line["event"], line["log_level"]) == ("certificate is not valid, clients reject it", "error")
+    assert line["listener"] == "server"
+    assert why in line["reason"]
+    site.issue(days=90)
+    monkeypatch.undo()
+    assert site.tick() == ["certificate renewed"]
+
+
+def test_error_about_a_file_begins_with_its_place(site: Site) -> None:
+    """MQTT uses the files of `server.ssl` if it has none of its own."""
+    site.issue(days=-1)
+    tls = site.config.server.ssl
+    mqtt = Mqtt(listen=(Listen("tls", port=8883),), ssl=MqttSsl(key=tls.key, cert=tls.cert))
+    server = ServerConfig(proto=frozenset({"mqtt"}), mqtt=mqtt)
+    config = Config(server=server, places=(("server.ssl.cert", "server.yml:7"),))
+    with pytest.raises(ConfigError, match=r"^server\.yml:7: server\.ssl\.cert: cannot use the certificate "):
+        site.certificates.open(config, must_be_valid=True)
 
 
 def test_refused_files_are_tried_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +212,7 @@ def test_an_encrypted_key_is_refused_without_a_question(site: Site) -> None:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"password")
     )
     site.key.resolve().write_bytes(encrypted)
-    with pytest.raises(ConfigError, match="cannot use the certificate"):
+    with pytest.raises(ConfigError, match="it is encrypted, and its password was not entered"):
         site.certificates.prepare(site.config)
 
 
