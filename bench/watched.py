@@ -4,9 +4,10 @@
     python bench/watched.py --rounds 3     faster
 
 In each round the same server publishes without an inspector, and then with an inspector without a filter, so that each event
-passes the watch. A figure is the median over the rounds, and the ratio is the median of the ratios within each round. The last
-figure is measured `PAUSE_SECONDS` after the end of the last inspector. The server is pinned to the first core; the load generator
-and the inspector share the last one. The exit code is 1 if a goal is missed.
+passes the watch. A figure is the median over the rounds, and the factor (×) is the median of the factors within each round. The
+figures "later" are measured `PAUSE_SECONDS` after the end of the last inspector. The server is pinned to the first core; the load
+generator and the inspector share the last one. On a machine with other work, the CPU time of a publish is the better figure. The
+exit code is 1 if an inspector costs more than `MOST_LOSS` by both figures.
 """
 
 import argparse
@@ -36,7 +37,8 @@ PASSWORD = "a password of the bench"
 MOST_LOSS = 0.03
 """the maximum part of the publishes that an inspector may cost"""
 PAUSE_SECONDS = 30
-SECONDS, WARM_SECONDS = 3, 1
+SECONDS, WARM_SECONDS = 2, 1
+LATER_ROUNDS = 5
 LOADS: dict[str, dict[str, int | str]] = {
     "HTTP, unsigned": {"publishers": 16, "backlog": 4096},
     "MQTT, QoS 0": {
@@ -55,8 +57,8 @@ def peer(console: int) -> Peer:
     return replace(push1st(1, "", protocols=", mqtt", server=MQTT + section), mqtt=True)
 
 
-def publishes_a_second(server: Running, name: str, folder: Path) -> float:
-    """Runs the load generator."""
+def run(server: Running, name: str, folder: Path) -> tuple[float, float]:
+    """Runs the load generator. Returns the publishes a second, and the microseconds of CPU of the server for a publish."""
     is_mqtt = name.startswith("MQTT")
     make = partial(mqtt_packet, 4, 0) if is_mqtt else None
     words = {
@@ -77,7 +79,7 @@ def publishes_a_second(server: Running, name: str, folder: Path) -> float:
     result = json.loads(done.stdout)
     if result["server_cpu"] < 0.9:
         print(f"watched: {name}: the server was not the bottleneck ({result['server_cpu']:.0%})", file=sys.stderr)
-    return float(result["publishes_per_s"])
+    return float(result["publishes_per_s"]), float(result["server_us_per_publish"])
 
 
 def sign_in(port: int) -> str:
@@ -101,8 +103,11 @@ def watching(port: int, cookie: str) -> Iterator[list[int]]:
         reader.start()
         try:
             yield received
+            if not reader.is_alive():
+                sys.exit("watched: the server has ended the inspector, so there is no figure")
         finally:
-            raw.shutdown(socket.SHUT_RDWR)
+            with contextlib.suppress(OSError):
+                raw.shutdown(socket.SHUT_RDWR)
             reader.join()
             raw.close()
 
@@ -120,22 +125,23 @@ def measure(rounds: int) -> list[list[str]]:
     os.sched_setaffinity(0, {cores[-1]})
     with tempfile.TemporaryDirectory() as name, running(peer(port), {cores[0]}) as server:
         folder, cookie = Path(name), sign_in(port)
-        found: dict[str, tuple[list[float], list[float]]] = {load: ([], []) for load in LOADS}
+        found: dict[str, tuple[list[tuple[float, float]], list[tuple[float, float]]]] = {load: ([], []) for load in LOADS}
         for number in range(rounds):
             for load, (alone, watched) in found.items():
-                alone.append(publishes_a_second(server, load, folder))
+                alone.append(run(server, load, folder))
                 with watching(port, cookie) as received:
-                    watched.append(publishes_a_second(server, load, folder))
-                text = f"{alone[-1]:,.0f} alone, {watched[-1]:,.0f} watched, {received[0]:,} bytes received"
-                print(f"watched: round {number + 1}: {load:15} {text}", file=sys.stderr)
+                    watched.append(run(server, load, folder))
+                rates = f"{alone[-1][0]:,.0f} alone, {watched[-1][0]:,.0f} watched"
+                times = f"{alone[-1][1]:.2f} µs alone, {watched[-1][1]:.2f} µs watched"
+                print(f"watched: round {number + 1}: {load:15} {rates}, {times}, {received[0]:,} bytes received", file=sys.stderr)
         time.sleep(PAUSE_SECONDS)
         for load, (alone, watched) in found.items():
-            later = statistics.median(publishes_a_second(server, load, folder) for _ in range(3))
-            before = statistics.median(alone)
-            ratio = statistics.median(two / one for one, two in zip(alone, watched, strict=True))
-            is_met = ratio >= 1 - MOST_LOSS
-            figures = (f"{before:,.0f}", f"{statistics.median(watched):,.0f}", f"{ratio:.3f}", f"{later:,.0f}")
-            rows.append([load, *figures, f"{later / before:.3f}", "yes" if is_met else "**no**"])
+            later = [run(server, load, folder) for _ in range(LATER_ROUNDS)]
+            rate, cpu = (statistics.median(two[at] / one[at] for one, two in zip(alone, watched, strict=True)) for at in (0, 1))
+            figures = [statistics.median(one[at] for one in some) for at in (0, 1) for some in (alone, watched, later)]
+            row = [f"{figure:,.0f}" for figure in figures[:3]] + [f"{rate:.3f}", f"{figures[2] / figures[0]:.3f}"]
+            row += [f"{figure:.2f}" for figure in figures[3:]] + [f"{cpu:.3f}", f"{figures[5] / figures[3]:.3f}"]
+            rows.append([load, *row, "yes" if max(rate, 1 / cpu) >= 1 - MOST_LOSS else "**no**"])
     return rows
 
 
@@ -145,7 +151,8 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=8, metavar="N")
     rounds = options.parse_args().rounds
     print(", ".join(f"{key}: {value}" for key, value in machine().items()))
-    heads = ["publishes/s", "alone", "watched", "ratio", f"{PAUSE_SECONDS} s later", "ratio", f"at least {1 - MOST_LOSS:.2f}"]
+    names = ["alone", "watched", f"{PAUSE_SECONDS} s later", "watched ×", "later ×"]
+    heads = ["", *(f"publishes/s {name}" for name in names), *(f"µs of CPU {name}" for name in names), f"at most {MOST_LOSS:.0%}"]
     rows = measure(rounds)
     print(grid([heads, *rows]))
     return int(any("no" in row[-1] for row in rows))
