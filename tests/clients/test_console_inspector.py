@@ -116,6 +116,7 @@ def test_pusher_client_is_shown(place: Place) -> None:
         ended = seen.until_kind("disconnected", user="bob", **where)
         assert ended["code"] == 1000
         assert ended["ms"] > 0
+        assert not [event for event in seen.events if event["what"] == "cut-off"], "the client closed the connection"
         assert {event["worker"] for event in seen.events} == {seen.events[0]["worker"]}
         assert [event["at"] for event in seen.events] == sorted(event["at"] for event in seen.events)
 

@@ -47,6 +47,14 @@ def test_session_that_ends_while_the_broker_is_away_ends_on_all_workers_when_it_
         wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end", 30)
 
 
+def test_address_has_five_tries_at_all_workers_together() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        operator.sign_in()
+        numbers(operator, 2)
+        assert [operator.post("/api/login", {"password": "wrong"}).status for _ in range(12)][6:] == [429] * 6
+
+
 def test_new_worker_knows_the_sessions_that_ended_before_its_start() -> None:
     with console({"server": {"workers": 2}}) as (server, operator):
         until_workers(server, 2)

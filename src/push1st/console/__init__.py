@@ -21,7 +21,6 @@ from push1st.console.history import HistoryList
 from push1st.console.hooks import HookList
 from push1st.console.inspector import Inspector
 from push1st.console.live import Live
-from push1st.console.login import Login
 from push1st.console.mqtt import MqttLists
 from push1st.console.overview import Overview
 from push1st.console.passwords import stored
@@ -73,8 +72,7 @@ class Console:
         config = edge.config.console
         self._origin = config.origin
         password = stored(config.password)
-        login = Login(password, node.clock.monotonic)
-        self._door = ConsoleDoor(context, login, OperatorSessions(password.key), self._live)
+        self._door = ConsoleDoor(context, password, OperatorSessions(password.key), self._live)
 
     async def open(self) -> None:
         """Connects the console with those of the other workers. Must be called before the console listens."""

@@ -14,14 +14,18 @@ from push1st import logs
 from push1st.console.endpoints import ConsoleContext
 from push1st.console.live import Live
 from push1st.console.login import Login
+from push1st.console.passwords import PasswordHash
 from push1st.console.sessions import OperatorSession, OperatorSessions
 from push1st.errors import Refused
 from push1st.messages import Response
 
 ENDED = "sessions-ended"
 """the kind of the requests with which workers tell each other the ended sessions that they know"""
+TRIED = "sign-in-tried"
+"""the kind of the messages with which a worker tells the others who has tried to sign in, so that they count the try too"""
 AGAIN_SECONDS = 5.0
 _ended = msgspec.msgpack.Decoder(dict[str, int])
+_tried = msgspec.msgpack.Decoder(tuple[str, str])
 
 log = logs.get("push1st.console")
 
@@ -29,14 +33,16 @@ log = logs.get("push1st.console")
 class ConsoleDoor:
     """The sign-in and the sessions of a worker's console."""
 
-    def __init__(self, context: ConsoleContext, login: Login, sessions: OperatorSessions, live: Live) -> None:
+    def __init__(self, context: ConsoleContext, password: PasswordHash, sessions: OperatorSessions, live: Live) -> None:
         self._clock = context.node.clock
         self._wire = context.wire
-        self._login = login
+        self._name = context.name
+        self._login = Login(password, context.node.clock.monotonic, self._tell)
         self._sessions = sessions
         self._live = live
         self._exchanging: asyncio.Task[None] | None = None
         self._wire.serve(ENDED, self._on_ended)
+        self._wire.handle(TRIED, self._on_tried)
 
     def now(self) -> float:
         return self._clock.wall() / 1_000_000_000
@@ -78,6 +84,14 @@ class ConsoleDoor:
         for _, packed in replies.found:
             self._end(_ended.decode(packed))
         return replies.away or (f"no reply from {', '.join(replies.missing)}" if replies.missing else "")
+
+    def _tell(self, address: str) -> None:
+        self._wire.send(TRIED, msgspec.msgpack.encode((self._name, address)))
+
+    def _on_tried(self, packed: bytes) -> None:
+        node, address = _tried.decode(packed)
+        if node != self._name:
+            self._login.count(address)
 
     def session(self, cookie: str) -> OperatorSession:
         """Returns the session of a cookie. Raises Refused(401)."""

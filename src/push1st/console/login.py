@@ -85,15 +85,24 @@ class Tries:
 
 
 class Login:
-    """Checks the passwords of operators. `monotonic`: a clock in seconds."""
+    """Checks the passwords of operators.
 
-    def __init__(self, password: PasswordHash, monotonic: Callable[[], float]) -> None:
+    monotonic: a clock in seconds.
+    tell: a function that tells the other workers the address of each counted try; they call `count`.
+    """
+
+    def __init__(self, password: PasswordHash, monotonic: Callable[[], float], tell: Callable[[str], None]) -> None:
         self._password = password
         self._monotonic = monotonic
+        self._tell = tell
         self._tries = Tries()
         self._limited = logs.Seldom()
         self._checks = 0
         self._threads = ThreadPoolExecutor(MAX_CHECKS, "console", _lower_priority)
+
+    def count(self, address: str) -> None:
+        """Counts a try of an address at another worker."""
+        self._tries.add(address, self._monotonic())
 
     async def check(self, body: bytes, ip: str) -> Response | None:
         """Checks the password in the body of a request. Returns None if it is right, and else the answer."""
@@ -108,6 +117,7 @@ class Login:
                 log.warning("console sign-in refused", ip=ip, reason="too many tries", refused=times)
             wait = math.ceil(seconds)
             return error(429, f"too many tries to sign in: wait {wait} s, and try again", _retry_after(wait))
+        self._tell(address)
         if is_delayed:
             await asyncio.sleep(DELAY_SECONDS)
         if self._checks >= MAX_CHECKS:

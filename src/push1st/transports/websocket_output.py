@@ -147,10 +147,11 @@ class WebSocketOutput(ClientSocket):
     def _end(self, code: int, reason: str, announced: bool = True) -> None:
         """Ends the session, and sends a close frame.
 
+        reason: why the server ends the connection; "" if the client ends it.
         announced: whether an error message precedes the close frame; ignored if the client's protocol has no error messages.
         """
         self._closing = True
-        if self._session is not None:
+        if self._session is not None and reason:
             self._session.log_end(code, reason)
         self._leave(code)
         if not self._transport.is_closing():

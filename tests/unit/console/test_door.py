@@ -38,6 +38,9 @@ class Joined:
     def serve(self, kind, handler) -> None:
         self.served[kind] = handler
 
+    def handle(self, kind, handler) -> None:
+        self.served[kind] = handler
+
     async def request(self, kind, data=b"") -> Replies:
         reached = [self] if self._cluster.away else self._cluster.wires
         self.requests += 1
@@ -60,9 +63,9 @@ class Worker:
         self.sockets = Sockets()
         self.sessions = OperatorSessions(b"k" * 32)
         wire: Any = Joined(cluster)
-        login: Any = None
+        password: Any = None
         live: Any = self.sockets
-        self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0, REPORTS), login, self.sessions, live)
+        self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0, REPORTS), password, self.sessions, live)
 
     def accepts(self, session):
         try:

@@ -35,7 +35,7 @@ def password() -> Password:
 
 @pytest.fixture
 def door(password):
-    return Login(password, lambda: 1000.0)
+    return Login(password, lambda: 1000.0, lambda _: None)
 
 
 def body(password: str) -> bytes:
