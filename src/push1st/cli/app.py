@@ -18,10 +18,11 @@ from push1st.cli.app_files import AppFile
 from push1st.cli.arguments import Arguments
 from push1st.config.load import load
 from push1st.config.model import MAX_SECRETS, AppConfig, Config
+from push1st.config.origins import note_on
 from push1st.config.readers import identifier
 from push1st.config.tables import fill_app
-from push1st.config.tree import Value, parse
-from push1st.errors import ClientError
+from push1st.config.tree import Value
+from push1st.errors import ClientError, ConfigError
 from push1st.printable import printable
 from push1st.process import rundir
 
@@ -38,6 +39,8 @@ def run_list(options: Arguments) -> int:
     found = [_described(app, files[app.id]) for app in config.apps]
     if options.json:
         print(json.dumps(found))
+    elif not found:
+        print(f"{config.files[0]} has no app: `push1st app add ID` adds one", file=sys.stderr)
     for one in found if not options.json else ():
         state = "" if one["enable"] else "  (disabled)"
         print(printable(f"{one['id']}  key {one['key']}  {_secrets_text(one['secrets'])}  {one['file']}{state}"))
@@ -61,7 +64,7 @@ def run_show(options: Arguments) -> int:
 def run_add(options: Arguments) -> int:
     """Creates the file of a new app, and prints its key and secret. Raises ConfigError and ClientError."""
     config, id = _config(options), options.id
-    identifier(Value("text", "push1st app add", "ID", id))
+    section = _new_section(options)
     if any(app.id == id for app in config.apps):
         raise ClientError(f"app {id!r} exists: see `push1st app show {id}`, or choose another id")
     path = app_files.new_file(config, id)
@@ -72,11 +75,27 @@ def run_add(options: Arguments) -> int:
     for name, values in (("origins", options.origin), ("channels", options.channels)):
         lines += [f"  {name}: [{', '.join(map(app_files.quoted, values))}]"] if values else []
     text = "\n".join([*lines, ""])
-    section = parse(text, "push1st app add", []).keys[id]
-    fill_app(AppConfig(id=id, key="", secret=""), section)  # checks the options
+    for origin in fill_app(AppConfig(id=id, key=key, secret=secret), section).origins:  # checks the options
+        if note := note_on(origin):
+            print(printable(f"note: --origin: {note}"), file=sys.stderr)
     app_files.create(path, text, Path(config.files[0]))
     _print(options, {"id": id, "key": key, "secret": secret, "file": os.path.relpath(path)}, "created")
     return _apply(options)
+
+
+def _new_section(options: Arguments) -> Value:
+    """Returns the section of a new app, whose keys are those of the options, for errors. Raises ClientError."""
+    command = "push1st app add"
+    try:
+        identifier(Value("text", command, "ID", options.id))
+    except ConfigError as exc:
+        raise ClientError(str(exc).replace("found text", f"found {options.id[:80]!r}", 1)) from None
+    keys = {"name": Value("text", command, "--name", options.name)} if options.name else {}
+    for name, option, texts in (("origins", "--origin", options.origin), ("channels", "--channels", options.channels)):
+        if texts:
+            items = tuple(Value("text", command, option, one) for one in texts)
+            keys[name] = Value("list", command, option, items=items)
+    return Value("mapping", command, options.id, keys=keys)
 
 
 def run_rotate(options: Arguments) -> int:
@@ -114,11 +133,13 @@ def run_enable(options: Arguments) -> int:
     config = _config(options)
     app = _app(config, options.id)
     file = app_files.files(config)[app.id]
-    if app.enable != options.enable:
+    word = "enabled" if options.enable else "disabled"
+    is_changed = app.enable != options.enable
+    if is_changed:
         value = "true" if options.enable else "false"
         file = _change(config, app, "enable", value, value)
-    _print(options, {"id": app.id, "enable": options.enable, "file": file.name}, "enabled" if options.enable else "disabled")
-    return _apply(options)
+    _print(options, {"id": app.id, "enable": options.enable, "file": file.name}, word if is_changed else f"already {word}:")
+    return _apply(options) if is_changed or options.reload else 0
 
 
 def run_remove(options: Arguments) -> int:
@@ -133,6 +154,11 @@ def run_remove(options: Arguments) -> int:
             )
         if not options.yes:
             raise ClientError(f"this deletes {file.name} with the secret of app {app.id}: repeat the command with --yes")
+        if app.enable and len(config.apps) == 1:
+            raise ClientError(
+                f"app {app.id} is the only app, and a reload rejects a configuration without apps: add another app first, or "
+                f"disable this app with `push1st app disable {app.id} --reload`, and then remove it"
+            )
         app_files.remove(file)
         _print(options, {"id": app.id, "file": file.name}, "removed")
     elif not options.yes:

@@ -11,7 +11,7 @@ from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.cli.findings import Finding, divided
 from push1st.config import brokerurl
-from push1st.config.model import AppConfig, Config, strictness, unserved
+from push1st.config.model import AppConfig, Config, all_disabled, strictness, unserved
 from push1st.errors import ConfigError
 from push1st.hooks import shown
 from push1st.hooks.processes import problem
@@ -74,7 +74,7 @@ def _summary(config: Config, source: str) -> list[str]:
     """Returns lines about listeners and apps. Raises ConfigError if the server would not start or could serve no client."""
     found = [*listening(config), *mqtt.lines(config), *_processes(config)]
     mistakes = preflight.mistakes(config)
-    if reason := unserved(config):
+    if (reason := unserved(config)) and not all_disabled(config):
         mistakes.append(f"{source}: {reason}")
     if mistakes:
         raise ConfigError("\n".join(mistakes))

@@ -46,6 +46,9 @@ def run(options: Arguments) -> int:
         allowed = "1 to 64 letters, digits, dots, dashes or underscores, with a letter or digit first"
         raise ConfigError(f"--app: found {id[:80]!r}, allowed: {allowed}")
     server, app = folder / "server.yml", folder / "apps" / f"{id}.yml"
+    if os.path.lexists(server):
+        more = f"`{program()} app add ID -c {shlex.quote(str(server))}` adds an app to it"
+        raise ConfigError(f"{server} exists, and push1st init overwrites nothing: {more}; or name another folder")
     key = secrets.token_hex(10)
     text = APP.format(id=id, key=key, secret=secrets.token_urlsafe(32))
     _create([(app, text, SECRET_MODE), (server, SERVER, _FILE_MODE)])

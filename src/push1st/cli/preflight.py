@@ -24,6 +24,10 @@ from push1st.process.sockets import ROLES, AddressInUse, addresses, bind, close,
 
 Level = Literal["error", "note"]
 
+_OF_THE_KERNEL = ("/proc", "/sys")
+"""file systems in which no user can create a file, whatever the permissions of the folders"""
+DENIED = "Permission denied"
+"""the reason that only this user has"""
 SHOWN = 3
 """the maximum number of files that a note lists"""
 
@@ -33,9 +37,11 @@ def obstacle(folder: Path) -> str:
     existing = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
     if not existing.is_dir():
         return f"{existing} is not a folder"
+    if any(os.path.ismount(one) and existing.stat().st_dev == os.stat(one).st_dev for one in _OF_THE_KERNEL):
+        return f"the kernel permits no files in {existing}"
     if os.access(existing, os.W_OK | os.X_OK):
         return ""
-    reason = "Read-only file system" if os.statvfs(existing).f_flag & os.ST_RDONLY else "Permission denied"
+    reason = "Read-only file system" if os.statvfs(existing).f_flag & os.ST_RDONLY else DENIED
     return reason if existing == folder else f"{reason} in {existing}"
 
 
@@ -44,7 +50,8 @@ def mistakes(config: Config, now: float | None = None) -> list[str]:
 
     now: the time in seconds on the wall clock; None: the present time.
     """
-    unusable = [line for level, line in _certificates(config, time.time() if now is None else now) if level == "error"]
+    found = *_listeners(config), *_certificates(config, time.time() if now is None else now)
+    unusable = [line for level, line in found if level == "error"]
     if not config.hooks.folder or not (reason := obstacle(Path(config.hooks.folder))):
         return unusable
     allowed = (
@@ -59,22 +66,31 @@ def notes(config: Config, now: float | None = None) -> Iterator[str]:
 
     For root, it also yields a line about files that other users cannot read. now: see `mistakes`.
     """
+    found = *_listeners(config), *_certificates(config, time.time() if now is None else now)
+    yield from (line for level, line in found if level == "note")
+    if os.geteuid() == 0:
+        yield from _not_world_readable(config)
+
+
+def _listeners(config: Config) -> Iterator[tuple[Level, str]]:
+    """Yields an error for each address on which no user of this machine can listen, and a note if only this user cannot."""
     for role in ROLES:
         for address in addresses(config, role):
+            where = located_key(config, f"{role}.listen")
             if address.scheme == "unix":
-                reason = obstacle(Path(address.path).parent)
+                file = Path(address.path)
+                reason = obstacle(file.parent)
+                if file.exists() and not file.is_socket():
+                    reason = "a file that is no socket is in the way"
                 if reason:
-                    yield f"cannot listen here on {address}: {reason}"
+                    yield "note" if reason.startswith(DENIED) else "error", f"{where}: cannot listen on {address}: {reason}"
                 continue
             try:
                 close(bind(role, address))
             except AddressInUse:  # the running server may use the address; `serve` reports an address that another program uses
                 pass
             except ConfigError as exc:
-                yield str(exc)
-    yield from (line for level, line in _certificates(config, time.time() if now is None else now) if level == "note")
-    if os.geteuid() == 0:
-        yield from _not_world_readable(config)
+                yield "note" if isinstance(exc.__cause__, PermissionError) else "error", f"{where}: {exc}"
 
 
 def _certificates(config: Config, now: float) -> Iterator[tuple[Level, str]]:

@@ -27,7 +27,7 @@ from typing import TypeVar
 
 import msgspec
 
-from push1st.config import console
+from push1st.config import console, trust
 from push1st.config.addresses import Listen
 from push1st.config.listeners import clashes
 from push1st.config.model import (
@@ -395,6 +395,7 @@ def _warnings(config: Config, root: Value, sections: Sequence[Value]) -> Iterato
         if _is_set(root, name, "ssl", "cert") and not _is_set(root, name, "ssl", "enable") and not is_for_mqtt:
             yield f"{root.at(name, 'ssl')}: cert and key have no effect without enable: true, so clients connect without TLS"
     yield from console.warnings(config.console, root.at("console"))
+    yield from trust.warnings(config, root)
     if mqtt.listen and not config.server.mqtt_listen:
         yield f"{root.at('server', 'mqtt', 'listen')}: has no effect, because server.proto does not contain mqtt"
     if _is_set(root, "server", "mqtt", "ssl") and config.server.mqtt_listen and not mqtt.is_secure:

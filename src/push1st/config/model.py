@@ -362,6 +362,11 @@ def demo() -> Config:
     )
 
 
+def all_disabled(config: Config) -> bool:
+    """Returns whether there are apps, and all of them are disabled. This is no mistake: somebody has disabled each of them."""
+    return bool(config.apps) and not any(app.enable for app in config.apps)
+
+
 def unserved(config: Config) -> str:
     """Returns the reason why the server could serve no client, with advice; "" if the server can serve clients."""
     enabled = [app for app in config.apps if app.enable]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from push1st.config.model import AppConfig, Config, unserved
+from push1st.config.model import AppConfig, Config, all_disabled, unserved
 from push1st.errors import ConfigError
 
 LIVE = frozenset({"apps", "log"})
@@ -29,10 +29,9 @@ def require_served(old: Config, new: Config) -> None:
     """Raises ConfigError if a configuration without a usable app would replace one that serves clients.
 
     A folder of apps that is missing for a moment would disconnect all clients, and they would not reconnect. Apps that are all
-    disabled are no such mistake, because somebody has disabled each of them.
+    disabled are no such mistake (`all_disabled`).
     """
-    is_disabled = bool(new.apps) and not any(app.enable for app in new.apps)
-    if not is_disabled and (reason := unserved(new)) and not unserved(old):
+    if not all_disabled(new) and (reason := unserved(new)) and not unserved(old):
         raise ConfigError(reason)
 
 
@@ -81,5 +80,7 @@ def _apps(old: dict[str, AppConfig], new: dict[str, AppConfig]) -> Iterator[str]
             yield f"app {id}: removed, its clients are disconnected"
         elif before.enable and not after.enable:
             yield f"app {id}: disabled, its clients are disconnected"
+        elif after.enable and not before.enable:
+            yield f"app {id}: enabled"
         elif before != after:
             yield f"app {id}: {', '.join(changed_keys(before, after))}"

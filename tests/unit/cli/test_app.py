@@ -100,6 +100,19 @@ def test_add_refuses(folder: Folder, arguments: tuple[str, ...], server: str, pr
     assert os.listdir(folder.path / "apps") == []
 
 
+def test_mistake_in_an_option_names_the_option(folder: Folder) -> None:
+    folder.run("add", "chat", "--channels", "public,privat", code=1)
+    assert folder.err.startswith('push1st app add: --channels: found "privat" (text), allowed: ')
+    folder.run("add", "b c", code=1)
+    assert folder.err.startswith("push1st app add: ID: found 'b c', allowed: ")
+    assert os.listdir(folder.path / "apps") == []
+
+
+def test_origin_that_no_browser_sends_has_a_note(folder: Folder) -> None:
+    folder.run("add", "chat", "--origin", "https://*.x")
+    assert 'note: --origin: found "https://*.x", but browsers send one whole origin' in folder.err
+
+
 def test_add_changes_no_app_that_exists(shop: Folder) -> None:
     shop.run("add", "shop", code=1)
     assert "exists" in shop.err
@@ -172,26 +185,41 @@ def test_disable_and_enable_keep_everything_else(shop: Folder) -> None:
     assert not shop.app().enable
     shop.run("enable", "shop")
     assert shop.text("apps/shop.yml") == SHOP.replace("  key", "  enable: true\n  key", 1)
+    assert "push1st reload" in shop.err
     before = shop.text("apps/shop.yml")
-    shop.run("enable", "shop")
+    assert shop.run("enable", "shop") == "already enabled: shop in apps/shop.yml\n"
+    assert shop.err == "", "no reload is needed"
     assert shop.text("apps/shop.yml") == before
 
 
-def test_remove_deletes_the_file_only_with_yes(shop: Folder) -> None:
-    shop.run("remove", "shop", code=1)
-    assert "--yes" in shop.err
-    assert shop.app().enable
+def test_the_only_app_is_removed_only_if_it_is_disabled(shop: Folder) -> None:
+    """A reload rejects a configuration without apps, and nobody could bring the secret back."""
+    shop.run("remove", "shop", "--yes", "--reload", code=1)
+    assert "`push1st app disable shop --reload`" in shop.err
+    assert shop.text("apps/shop.yml") == SHOP
+    shop.run("disable", "shop")
     shop.run("remove", "shop", "--yes")
     assert os.listdir(shop.path / "apps") == []
 
 
+def test_remove_deletes_the_file_only_with_yes(shop: Folder) -> None:
+    shop.write("apps/other.yml", "other: { key: b, secret: the-other-one }\n")
+    shop.run("remove", "shop", code=1)
+    assert "--yes" in shop.err
+    assert shop.app().enable
+    shop.run("remove", "shop", "--yes")
+    assert os.listdir(shop.path / "apps") == ["other.yml"]
+
+
 def test_remove_deletes_a_symbolic_link_and_its_file(shop: Folder) -> None:
+    shop.run("disable", "shop")
     os.rename(shop.path / "apps/shop.yml", shop.path / "linked.yml")
     os.symlink(shop.path / "linked.yml", shop.path / "apps/shop.yml")
     shop.run("remove", "shop", "--yes")
     assert os.listdir(shop.path / "apps") == []
     assert not (shop.path / "linked.yml").exists()
     assert shop.run("list") == ""
+    assert shop.err.endswith("server.yml has no app: `push1st app add ID` adds one\n")
 
 
 def test_purge_of_an_unknown_app_needs_yes(shop: Folder) -> None:
@@ -203,6 +231,7 @@ def test_purge_of_an_unknown_app_needs_yes(shop: Folder) -> None:
 
 def test_purge_without_its_broker_fails_after_the_removal(shop: Folder) -> None:
     shop.write("server.yml", SERVER + "broker: redis://127.0.0.1:1\n")
+    shop.run("disable", "shop")
     shop.run("remove", "shop", "--purge", "--yes", code=1)
     assert "repeat the command" in shop.err
     assert os.listdir(shop.path / "apps") == []

@@ -82,11 +82,17 @@ def test_warnings_and_notes_keep_the_exit_code_0(check: Any) -> None:
 
 
 def test_a_configuration_that_serves_no_client_is_an_error(check: Any) -> None:
-    code, answer = check("", "enable: false, key: k")
+    code, answer = check("", "key: k, channels: [private]")
     (found,) = answer["findings"]
     assert code == 1
-    assert "every app is disabled" in found["message"]
+    assert "no enabled app has channels" in found["message"]
     assert found["file"].endswith("server.yml")
+
+
+def test_apps_that_are_all_disabled_are_a_warning_because_a_reload_accepts_them(check: Any) -> None:
+    code, answer = check("", "enable: false, key: k")
+    assert (code, answer["good"]) == (0, True)
+    assert any("every app is disabled" in one["message"] and one["level"] == "warning" for one in answer["findings"])
 
 
 def test_the_answer_contains_the_text_of_each_finding(check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,16 @@ def test_no_file_is_overwritten_and_none_is_added(tmp_path: Path, capsys: Captur
     assert [file.read_text() for file in tmp_path.rglob("*") if file.is_file()] == ["mine"]
 
 
+def test_advice_fits_the_file_that_exists(tmp_path: Path, capsys: Captured) -> None:
+    assert main(["init", str(tmp_path)]) == 0
+    assert main(["init", str(tmp_path), "--app", "other"]) == 1
+    advice = f"`push1st app add ID -c {tmp_path}/server.yml` adds an app to it; or name another folder\n"
+    assert capsys.readouterr().err.endswith(advice)
+    (tmp_path / "server.yml").unlink()
+    assert main(["init", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith("name another folder, or another --app\n")
+
+
 def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "server.yml").symlink_to(tmp_path / "elsewhere.yml")
     assert main(["init", str(tmp_path)]) == 1

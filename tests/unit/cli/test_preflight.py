@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from push1st.cli.preflight import mistakes, notes, obstacle
 from push1st.config.addresses import Listen
 from push1st.config.model import ApiConfig, Config, HooksConfig, ServerConfig, Ssl
 from push1st.config.mqtt import Mqtt, MqttSsl
+from push1st.errors import ConfigError
 from tests.support.certificates import Authority
 
 
@@ -31,9 +33,30 @@ def test_file_at_the_path_of_the_hook_events_folder_is_an_error(tmp_path: Path) 
     )
 
 
-def test_an_address_that_this_machine_does_not_have_is_a_note() -> None:
-    (line,) = machine_notes(Config(server=ServerConfig(listen=(Listen("tcp", "192.0.2.1", 6001),)), api=ApiConfig(listen=())))
-    assert line.startswith("cannot listen on tcp://192.0.2.1:6001: ")
+@pytest.mark.parametrize("host", ["192.0.2.1", "-"], ids=["of no interface", "no name of a host"])
+def test_an_address_on_which_nobody_can_listen_here_is_an_error(host: str) -> None:
+    server = ServerConfig(listen=(Listen("tcp", host, 6001),))
+    config = Config(server=server, api=ApiConfig(listen=()), places=(("server.listen", "server.yml:2"),))
+    (line,) = mistakes(config)
+    assert line.startswith(f"server.yml:2: server.listen: cannot listen on tcp://{host}:6001: ")
+    assert machine_notes(config) == []
+
+
+def test_an_address_on_which_only_this_user_may_not_listen_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(role: str, address: Listen) -> list[object]:  # root may use each port
+        raise ConfigError(f"cannot listen on {address}: denied") from PermissionError(errno.EACCES, "denied")
+
+    monkeypatch.setattr("push1st.cli.preflight.bind", refuse)
+    config = Config(server=ServerConfig(listen=(Listen("tcp", port=80),)), api=ApiConfig(listen=()))
+    assert machine_notes(config) == ["server.listen: cannot listen on tcp://*:80: denied"]
+    assert mistakes(config) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems of Linux")
+@pytest.mark.parametrize("folder", ["/proc/nope", "/sys/nope/below"])
+def test_a_folder_in_which_the_kernel_permits_no_files_is_an_error(folder: str) -> None:
+    (line,) = mistakes(Config(server=ServerConfig(listen=()), api=ApiConfig(listen=()), hooks=HooksConfig(folder=folder)))
+    assert line.startswith(f"hooks.folder: cannot keep hook events in {folder}: the kernel permits no files in /")
 
 
 def test_an_address_in_use_gets_no_note() -> None:
@@ -44,9 +67,13 @@ def test_an_address_in_use_gets_no_note() -> None:
 
 def test_the_folder_of_a_unix_socket_is_checked_and_not_created(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    listen = tuple(Listen("unix", path=str(tmp_path / name / "s")) for name in ("file", "new"))
-    (line,) = machine_notes(Config(server=ServerConfig(listen=()), api=ApiConfig(listen=listen)))
-    assert line == f"cannot listen here on unix://{tmp_path}/file/s: {tmp_path}/file is not a folder"
+    listen = tuple(Listen("unix", path=str(tmp_path / name)) for name in ("file/s", "new/s", "file"))
+    config = Config(server=ServerConfig(listen=()), api=ApiConfig(listen=listen))
+    assert mistakes(config) == [
+        f"api.listen: cannot listen on unix://{tmp_path}/file/s: {tmp_path}/file is not a folder",
+        f"api.listen: cannot listen on unix://{tmp_path}/file: a file that is no socket is in the way",
+    ]
+    assert machine_notes(config) == []
     assert not (tmp_path / "new").exists()
 
 
