@@ -1,5 +1,7 @@
 """What the servers of a Redis broker report about themselves, on one server and on a cluster."""
 
+import re
+
 from push1st.brokers.redis import Redis
 from tests.contract.redis import cluster, redis_broker, valkey
 
@@ -36,3 +38,15 @@ async def test_each_server_of_a_cluster_reports_its_slots() -> None:
     assert sum(one.slots or 0 for one in servers) == SLOTS
     assert list(await broker.servers.leases(["node"])) == ["node"]
     await broker.close()
+
+
+async def test_second_node_loads_no_script_again() -> None:
+    def loaded() -> list[bytes]:
+        return re.findall(rb"script\|load:calls=(\d+)", valkey().ask("INFO", "commandstats"))
+
+    first = await opened(valkey().url)
+    before = loaded()
+    second = await opened(valkey().url, "second")
+    assert loaded() == before != []
+    await first.close()
+    await second.close()

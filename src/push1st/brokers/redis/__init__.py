@@ -75,6 +75,7 @@ from push1st.channels import kind_of
 from push1st.config.brokerurl import parse
 from push1st.config.history import HistorySection
 from push1st.config.mqtt import Mqtt
+from push1st.eager import run_eagerly
 from push1st.errors import Refused
 from push1st.messages import HookEvent, Member, Message, Published, watch_topic
 from push1st.metrics import Metrics
@@ -179,8 +180,8 @@ class Redis:
 
     async def settled(self) -> None:
         """Returns when the server has replied to all earlier commands of this node."""
-        for shard in self._shards.all:
-            await shard.connection.call("PING")
+        for reply in [run_eagerly(shard.connection.call("PING")) for shard in self._shards.all]:
+            await reply
 
     async def state(self) -> BrokerStatus:
         """See `Shards.state`."""

@@ -94,11 +94,16 @@ async def _prepare(resp: RespConnection, address: Address, name: str) -> None:
     if about.get(b"role", b"master") != b"master":
         raise Unusable("this server is a replica, not a master")
     info = resp.call("INFO", "server")
-    sharded = address.how == "cluster"
-    loading = [resp.call("SCRIPT", "LOAD", one.sharded if sharded else one.text) for one in SCRIPTS]
     resp.run_id = await _run_id(info)
-    for one in loading:
-        await _reply(one)
+    await _load_scripts(resp, sharded=address.how == "cluster")
+
+
+async def _load_scripts(resp: RespConnection, *, sharded: bool) -> None:
+    """Loads the scripts that the server lacks. All shards and nodes share them, so most connections load none."""
+    scripts = {one.sharded_digest: one.sharded for one in SCRIPTS} if sharded else {one.digest: one.text for one in SCRIPTS}
+    there = await _ask(resp, "SCRIPT", "EXISTS", *scripts)
+    for loading in [resp.call("SCRIPT", "LOAD", text) for text, known in zip(scripts.values(), there, strict=True) if not known]:
+        await _reply(loading)
 
 
 async def _run_id(info: "asyncio.Future[Any]") -> str:
