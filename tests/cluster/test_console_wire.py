@@ -10,7 +10,7 @@ from tests.cluster.places import nodes, until
 
 async def test_request_reaches_all_nodes_with_a_console() -> None:
     async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
         for wire, name in ((near, b"near"), (far, b"far")):
             wire.serve("who", lambda data, name=name: name + data)  # type: ignore[misc]
         await near.open()
@@ -29,7 +29,7 @@ async def test_request_reaches_all_nodes_with_a_console() -> None:
 
 async def test_handler_may_wait_and_refuse() -> None:
     async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
 
         async def slow(_data: bytes) -> bytes:
             await asyncio.sleep(0)
@@ -52,7 +52,7 @@ async def test_handler_may_wait_and_refuse() -> None:
 
 async def test_late_reply_is_ignored_and_further_requests_are_bounded() -> None:
     async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
         gate = asyncio.Event()
         served: list[bytes] = []
 
@@ -76,7 +76,7 @@ async def test_late_reply_is_ignored_and_further_requests_are_bounded() -> None:
 
 async def test_message_reaches_all_nodes_or_one() -> None:
     async with nodes() as (_, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
         got: list[tuple[str, bytes]] = []
         near.handle("news", lambda data: got.append(("near", data)))
         far.handle("news", lambda data: got.append(("far", data)))
@@ -89,9 +89,23 @@ async def test_message_reaches_all_nodes_or_one() -> None:
         assert got == [("near", b"1"), ("far", b"1"), ("far", b"2")]
 
 
+async def test_consoles_know_what_the_others_are_called_and_say_farewell() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name, 3), ConsoleWire(two.node, two.name, 7)
+        near.serve("name", lambda _: b"near")
+        await near.open()
+        await far.open()
+        assert [(one["id"], one["worker"]) for one in near.described([two.name])] == [(two.name, 7)]
+        assert [(one["id"], one["worker"]) for one in far.described([one.name, "other"])] == [(one.name, 3)]
+        far.close()
+        await until(lambda: near.left == {two.name})
+        replies = await near.request("name", seconds=10)
+        assert (replies.found, replies.missing) == ([(one.name, b"near")], [])
+
+
 async def test_console_without_the_broker_answers_alone_and_connects_later() -> None:
     async with nodes() as (valkey, one, two):
-        near, far = ConsoleWire(one.node, one.name), ConsoleWire(two.node, two.name)
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
         near.serve("who", lambda _: b"near")
         far.serve("who", lambda _: b"far")
         await near.open()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.machine import connect_to, engine, kill, until_workers, workers
+from tests.cluster.machine import connect_to, engine, kill, reload, until_workers, workers
 from tests.support.console import Operator, console, live
 from tests.support.process import ServerProcess, wait_until
 from tests.support.valkey import Valkey
@@ -77,7 +77,7 @@ def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> No
         with live(operator) as page:
             page.send({"watch": "overview", "every": 1})
             shown = page.until(lambda message: len(message["overview"]["nodes"]) == 2)["overview"]
-            (other,) = [node["pid"] for node in shown["nodes"] if node["id"] != shown["here"]]
+            ((other, lost),) = [(node["pid"], node["id"]) for node in shown["nodes"] if node["id"] != shown["here"]]
             kill(other)
 
             def replaced(message: Any) -> bool:
@@ -85,6 +85,19 @@ def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> No
                 return len(pids) == 2 and other not in pids
 
             page.until(replaced)
+            page.until(lambda message: [one["id"] for one in message["overview"]["lost"]] == [lost])
+
+
+def test_workers_that_stop_are_neither_missing_nor_lost() -> None:
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        before = set(workers(server).values())
+        nodes(operator.sign_in(), 2)
+        reload(server)
+        for _ in range(20):
+            answer = operator.get("/api/overview").json
+            assert (answer["missing"], answer["lost"]) == ([], [])
+        assert before.isdisjoint(node["pid"] for node in nodes(operator, 2))
 
 
 def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> None:

@@ -61,7 +61,7 @@ class Console:
         broker: BrokerReports | None = None,
         clients: MqttClients | None = None,
     ) -> None:
-        self._wire = ConsoleWire(node, name)
+        self._wire = ConsoleWire(node, name, number)
         context = ConsoleContext(node, edge, self._wire, name, number, reports, broker, clients)
         self._overview = Overview(context)
         parts = [self._overview, *(part(context) for part in PARTS)]
@@ -78,6 +78,10 @@ class Console:
         """Connects the console with those of the other workers. Must be called before the console listens."""
         await self._wire.open()
         await self._door.open()
+
+    def close(self) -> None:
+        """Tells the other consoles that this worker stops. Must be called before the broker is closed."""
+        self._wire.close()
 
     def tick(self) -> None:
         """Takes a sample of the figures if one is due. Called once a second."""

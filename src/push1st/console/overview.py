@@ -7,13 +7,14 @@ an answer every few seconds from a task of its own; without such pages there is 
 import asyncio
 import platform
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
+from push1st.console.lost import LostNodes
 from push1st.console.samples import FIELDS, Samples
 from push1st.errors import Refused
 from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
@@ -33,6 +34,8 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
 
     id: the name of the node in the broker.
     behind_bytes: the bytes that wait until slow clients read them.
+    hook_oldest: the age in seconds of the oldest event that waits for a hook endpoint. hook_app: the app of this event.
+    lost: the nodes that have ended without a stop, as this worker sees it (`LostNodes.found`).
     series: the samples (`Samples.series`); None if they were not requested.
     """
 
@@ -40,6 +43,9 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     machine: str
     python: str
     behind_bytes: int
+    hook_oldest: float
+    hook_app: str
+    lost: dict[str, float]
     series: Any
 
 
@@ -69,14 +75,17 @@ class Overview:
         self._facts = Facts()
         self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
+        self._lost = LostNodes()
         context.wire.serve(KIND, self._own)
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
 
     def tick(self) -> None:
-        """Takes a sample if one is due. Called once a second."""
+        """Takes a sample if one is due, and looks for lost nodes. Called once a second."""
         now = self._clock.wall() / 1_000_000_000
         if self._samples.is_due(now):
             self._samples.add(now, self._values())
+        if not self._context.wire.peers().away:
+            self._lost.look(self._context.wire.consoles(), self._context.wire.left, now)
 
     def _values(self) -> list[float]:
         figures = self._context.reports.quick()
@@ -96,12 +105,17 @@ class Overview:
             self._behind_at = now
             self._behind, _ = await self._context.edge.unsent()
         figures = await self._context.reports.figures()
+        ages = self._context.node.hooks.oldest()
+        hook_app = max(ages, key=ages.__getitem__, default="")
         shown = NodeOverview(
             **msgspec.structs.asdict(figures),
             id=self._context.name,
             machine=socket.gethostname(),
             python=platform.python_version(),
             behind_bytes=self._behind,
+            hook_oldest=ages.get(hook_app, 0.0),
+            hook_app=hook_app,
+            lost=self._lost.found(),
             series=self._samples.series() if data == WITH_SERIES else None,
         )
         return msgspec.msgpack.encode(shown)
@@ -117,17 +131,29 @@ class Overview:
     async def _collect(self, data: bytes) -> dict[str, Any]:
         replies = await self._context.wire.request(KIND, data)
         nodes = [_nodes.decode(one) for _, one in replies.found]
-        facts = await self._server_facts()
+        facts, lost = await self._server_facts(), self._all_lost(nodes)
         return {
             "at": self._clock.wall() / 1_000_000_000,
             "here": self._context.name,
             "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
             "missing": replies.missing,
+            "lost": lost,
+            "about": self._context.wire.described([*replies.missing, *(one["id"] for one in lost)]),
             "away": replies.away,
             "certificates": facts.certificates,
             "reload": facts.reload,
             "warnings": len(facts.warnings),
         }
+
+    def _all_lost(self, nodes: Iterable[NodeOverview]) -> list[dict[str, Any]]:
+        """Returns the nodes that some workers miss, and that have not answered, each with the first time, the last one first."""
+        missed: dict[str, float] = {}
+        answered = {node.id for node in nodes}
+        for node in nodes:
+            for one, at in node.lost.items():
+                if one not in answered:
+                    missed[one] = min(at, missed.get(one, at))
+        return [{"id": one, "at": at} for one, at in sorted(missed.items(), key=lambda lost: -lost[1])]
 
     async def _server_facts(self) -> Facts:
         now = self._clock.monotonic()

@@ -22,6 +22,7 @@ FIELDS = (
     "cpu_seconds",
     "rss",
     "pending_bytes",
+    "hook_events_lost",
 )
 
 

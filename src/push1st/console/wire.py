@@ -9,7 +9,9 @@ Without a shared broker, and while the broker is away, a worker replies to its o
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Coroutine
+import socket
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -35,10 +37,17 @@ RETRY_SECONDS = 1.0
 GREETING_SECONDS = 0.3
 FRESH_SECONDS = 2.0
 """the time for which a node counts as living after its last frame, although no renewal of the lease has named it yet"""
-HELLO = "hello"
-"""the kind of the request with which a console greets the others"""
+HELLO, FAREWELL = "hello", "farewell"
+"""the kinds of the request with which a console greets the others, and of its last message"""
 
 log = logs.get("push1st.console")
+
+
+class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
+    """What people call a node: its machine, and the number of the worker."""
+
+    machine: str
+    worker: int
 
 
 class Replies(msgspec.Struct):
@@ -80,6 +89,7 @@ class WireMessage(msgspec.Struct, frozen=True, array_like=True, tag="message"):
 
 
 _decoder = msgspec.msgpack.Decoder(WireRequest | WireReply | WireMessage)
+_about = msgspec.msgpack.Decoder(NodeAbout)
 
 
 class PendingRequest:
@@ -102,12 +112,13 @@ class PendingRequest:
 class ConsoleWire:
     """The connection of a worker's console with the consoles of all workers, this worker included.
 
-    name: the name of this worker's node in the broker.
+    name: the name of this worker's node in the broker. number: the number of the worker.
     """
 
-    def __init__(self, node: Node, name: str) -> None:
+    def __init__(self, node: Node, name: str, number: int) -> None:
         self._node = node
         self._name = name
+        self._own_about = msgspec.msgpack.encode(NodeAbout(socket.gethostname(), number))
         self._app = App(AppConfig(id=APP, key="", secret=""), node.clock.monotonic(), AppCounts())
         self._served: dict[str, Callable[[bytes], MaybeAwaitable[bytes]]] = {}
         self._handled: dict[str, Callable[[bytes], None]] = {}
@@ -116,6 +127,10 @@ class ConsoleWire:
         self._serving = 0
         self._heard: dict[str, float] = {}
         """the other nodes that have a console, with the times of their last frames (loop's clock)"""
+        self.about: dict[str, NodeAbout] = {}
+        """what the other nodes are called, at most `MAX_HEARD`"""
+        self.left: set[str] = set()
+        """the nodes that have said farewell, at most `MAX_HEARD`"""
         self.is_open = False
         """whether the broker has confirmed the subscriptions to the topics"""
 
@@ -150,7 +165,21 @@ class ConsoleWire:
         A new node may not know yet which nodes are living.
         """
         others = self.peers().nodes or {""}
-        await self._collect(WireRequest(next(self._numbers), self._name, HELLO, b""), TOPIC, others, GREETING_SECONDS)
+        hello = WireRequest(next(self._numbers), self._name, HELLO, self._own_about)
+        pending = await self._collect(hello, TOPIC, others, GREETING_SECONDS)
+        for node, about in pending.found.items():
+            self._learn(node, about)
+
+    def close(self) -> None:
+        """Says farewell to the other consoles, so that they do not wait for this worker, nor miss it."""
+        if self.is_open:
+            self._publish(TOPIC, WireMessage(self._name, FAREWELL, b""))
+
+    def _learn(self, node: str, about: bytes) -> None:
+        if len(self.about) >= MAX_HEARD:
+            self.about.clear()
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # a worker of another version
+            self.about[node] = _about.decode(about)
 
     async def _retry(self) -> None:
         while not self.is_open:
@@ -159,6 +188,10 @@ class ConsoleWire:
                 await self._subscribe()
             except Refused:
                 continue
+
+    def described(self, nodes: Iterable[str]) -> list[dict[str, Any]]:
+        """Returns what people call these nodes, without those that have not told it."""
+        return [{"id": node, "machine": one.machine, "worker": one.worker} for node in nodes if (one := self.about.get(node))]
 
     def peers(self) -> Peers:
         """Returns the other living nodes, and the last error of the broker if it is away."""
@@ -237,7 +270,13 @@ class ConsoleWire:
             frame = _decoder.decode(data)
         except msgspec.DecodeError:  # a worker of another version
             return
-        if frame.origin == self._name:
+        if frame.origin == self._name or frame.origin in self.left:
+            return
+        if isinstance(frame, WireMessage) and frame.kind == FAREWELL:
+            self._heard.pop(frame.origin, None)
+            if len(self.left) >= MAX_HEARD:
+                self.left.clear()
+            self.left.add(frame.origin)
             return
         self._heard[frame.origin] = asyncio.get_running_loop().time()
         if len(self._heard) > MAX_HEARD:
@@ -255,7 +294,10 @@ class ConsoleWire:
             spawn(self._reply(frame))
 
     async def _reply(self, asked: WireRequest) -> None:
-        handler = self._served.get(asked.kind) if asked.kind != HELLO else _greeted
+        handler = self._served.get(asked.kind)
+        if asked.kind == HELLO:
+            self._learn(asked.origin, asked.data)
+            handler = self._greeted
         if handler is None:  # a console of another version
             return
         self._serving += 1
@@ -268,13 +310,12 @@ class ConsoleWire:
         finally:
             self._serving -= 1
 
+    def _greeted(self, _data: bytes) -> bytes:
+        return self._own_about
+
 
 def _topic(node: str) -> str:
     return f"{TOPIC} {node}"
-
-
-def _greeted(_data: bytes) -> bytes:
-    return b""
 
 
 def _lost() -> None:

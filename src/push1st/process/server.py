@@ -347,6 +347,8 @@ class Server:
         draining.cancel()
         at_once.cancel()
         await asyncio.gather(draining, at_once, return_exceptions=True)
+        if self._console is not None:
+            self._console.close()
         await self._end()
 
     async def _drain(self) -> None:

@@ -13,6 +13,7 @@ const LAG_SECONDS = 0.1;
 const LAG_KEPT = 60;
 const CERTIFICATE_DAYS = 14;
 const FILES_PART = 0.8;
+const HOOK_SECONDS = 60;
 
 /** @typedef {{t: number, v: number}} Point */
 /**
@@ -33,11 +34,14 @@ const TILES = [
   { key: "refusals", label: "Refusals", unit: "/s", show: rate },
 ];
 
-/** The points of the tiles, and the last answer. They outlive the screen, so that a return to it shows no gap. */
+/** the figures that the page keeps: those of the tiles, and the lost hook events */
+const KEYS = [...TILES.map(({ key }) => key), "hook_events_lost"];
+
+/** The points of these figures, and the last answer. They outlive the screen, so that a return to it shows no gap. */
 class Recorder {
   constructor() {
     /** @type {Map<string, Point[]>} */
-    this.points = new Map(TILES.map(({ key }) => [key, []]));
+    this.points = new Map(KEYS.map((key) => [key, []]));
     /** @type {any} */
     this.last = null;
     /** @type {Map<string, {rate: number, cpu: number, lag: Point[]}>} */
@@ -51,7 +55,7 @@ class Recorder {
     this.last = answer;
     if (!before || answer.at - before.at > 30) this.restart(answer);
     const seconds = before ? answer.at - before.at : 0;
-    const sums = new Map(TILES.map(({ key }) => [key, 0]));
+    const sums = new Map(KEYS.map((key) => [key, 0]));
     const workers = new Map();
     let pairs = 0;
     for (const node of answer.nodes) {
@@ -62,7 +66,7 @@ class Recorder {
       const figures = { rate: 0, cpu: 0, lag };
       if (former && seconds > 0) {
         pairs += 1;
-        for (const { key } of TILES.slice(1)) {
+        for (const key of KEYS.slice(1)) {
           const grown = Math.max(0, counter(node, key) - counter(former, key)) / seconds;
           sums.set(key, (sums.get(key) ?? 0) + grown);
           if (key === "messages_out") figures.rate = grown;
@@ -80,7 +84,7 @@ class Recorder {
 
   /** Begins with the samples that the workers have kept. @param {any} answer */
   restart(answer) {
-    for (const { key } of TILES) this.points.set(key, sampled(answer, key));
+    for (const key of KEYS) this.points.set(key, sampled(answer, key));
   }
 }
 
@@ -129,7 +133,7 @@ export function Overview() {
     if (answer.error) return fail(new Error(answer.error));
     if ("away" in answer) away.set(answer.away || "");
     recorder.take(answer);
-    learnNames(answer.nodes);
+    learnNames([...answer.nodes, ...(answer.about ?? [])]);
     fail(null);
     again((n) => n + 1);
     return undefined;
@@ -216,7 +220,17 @@ function statements(data) {
   /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
   const say = (kind, key, text) => void found.push({ kind, key, text });
   for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The worker <b><${Node} of=${name} /></b> has not answered.`);
-  if (data.away) say("bad", "away", "The broker is away: subscribers on other workers receive nothing until it is back.");
+  if (data.away) say("bad", "away", "The broker is away: the server rejects publishes until it is back.");
+  for (const one of data.lost ?? []) {
+    say("bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`);
+  }
+  const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
+  if (oldest.hook_oldest >= HOOK_SECONDS) {
+    say("bad", "hooks", html`Hook events of the app <b><${Text} of=${oldest.hook_app} /></b> have waited for ${duration(oldest.hook_oldest)}: an endpoint does not accept them. <a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a>`);
+  }
+  if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0)) {
+    say("bad", "hooks lost", "The server has given up hook events in the last ten minutes: see the dead letters of the apps.");
+  }
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
