@@ -254,8 +254,14 @@ def test_fifth_inspector_and_wrong_filters_are_rejected(place: Place) -> None:
     with contextlib.ExitStack() as stack:
         first, *_ = [stack.enter_context(watching(operator)) for _ in range(4)]
         page = stack.enter_context(live(operator))
-        page.send({"watch": "inspector", "filter": {"what": ["nothing"]}})
-        assert page.receive()["error"].startswith("the filter of the inspector is not valid: Invalid enum value 'nothing'")
+        for filter, reason in (
+            ({"what": ["nothing"]}, "there is no event nothing, the events are connected, disconnected, "),
+            ({"ip": "nothing"}, "nothing is not an IP address"),
+            ({"app": "nothing"}, "there is no app 'nothing'"),
+            ({"user": 1}, "the filter of the inspector is not valid: "),
+        ):
+            page.send({"watch": "inspector", "filter": filter})
+            assert page.receive()["error"].startswith(reason)
         page.send({"watch": "inspector"})
         assert page.receive() == {"error": "4 inspectors are watching: close one, or try again in 30 s"}
         first.page.socket.socket.shutdown(socket.SHUT_RDWR)  # as a browser that is killed

@@ -61,6 +61,8 @@ class Inspector:
     def watch(self, socket: LiveSocket, request: Mapping[str, Any]) -> None:
         """Begins a watch of a socket; a further watch of the socket replaces the earlier one. Raises Refused."""
         filter = read_filter(request.get("filter") or {})
+        if filter.app and self._context.node.apps.by_id(filter.app) is None:
+            raise Refused(404, f"there is no app {filter.app[:64]!r}")
         self.unwatch(socket)
         for other in [one for one in self._own if one.closed]:
             self.unwatch(other)

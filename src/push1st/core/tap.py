@@ -10,9 +10,10 @@ The events that a watch has taken wait for `TICK_SECONDS` at most, and are encod
 This module is pure: the clock is an argument, and the owner of the tap sends the batches.
 """
 
+import ipaddress
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import msgspec
 
@@ -425,10 +426,19 @@ class Tap:
 
 def read_filter(given: object) -> TapFilter:
     """Returns the filter in a request of an operator. Raises Refused(400)."""
+    kinds = given.get("what") if isinstance(given, dict) else None
+    if isinstance(kinds, list | tuple) and (unknown := [str(kind)[:64] for kind in kinds if kind not in get_args(TapKind)]):
+        raise Refused(400, f"there is no event {unknown[0]}, the events are {', '.join(get_args(TapKind))}")
     try:
-        return msgspec.convert(given, TapFilter)
+        filter = msgspec.convert(given, TapFilter)
     except msgspec.ValidationError as exc:
         raise Refused(400, f"the filter of the inspector is not valid: {exc}") from None
+    try:
+        if filter.ip:
+            ipaddress.ip_address(filter.ip)
+    except ValueError:
+        raise Refused(400, f"{filter.ip[:64]} is not an IP address") from None
+    return filter
 
 
 def _user_of(client: Client) -> str:

@@ -27,7 +27,7 @@ export function Configuration({ params }) {
         <ul class="panel verdict">${data.notes.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
       <//>`}
       ${data.strictness?.length > 0 &&
-      html`<${Section} title="Stricter than the original Push1st">
+      html`<${Section} title="Notes on apps">
         <ul class="panel verdict">${data.strictness.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
       <//>`}
       <${Section} title="Last reload"><${Reload} reload=${data.reload} /><//>

@@ -30,7 +30,7 @@ export function Hooks({ params }) {
         error=${error}
         again=${reload}
         bones=${2}
-        empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hooks</code> to the app in the configuration, and reload the server.<//>`}
+        empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hook</code> to the app in the configuration, and reload the server.<//>`}
         columns=${[
           { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
           { key: "state", label: "State", size: "s", show: state },
