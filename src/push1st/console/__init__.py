@@ -84,8 +84,9 @@ class Console:
         self._wire.close()
 
     def tick(self) -> None:
-        """Takes a sample of the figures if one is due. Called once a second."""
+        """Takes a sample of the figures if one is due, and exchanges ended sessions with new workers. Called once a second."""
         self._overview.tick()
+        self._door.tick()
 
     def listener(self, has_tls: bool) -> ConsoleListener:
         """Returns the settings for the connections to a listening address. `has_tls`: whether the address uses TLS."""

@@ -1,12 +1,13 @@
 """Signs operators in and out: the sessions of this worker, and the sessions that ended on other workers.
 
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
-sends the end of a session to all workers until they confirm it, and a new worker requests the ended sessions of the others.
+exchanges the ended sessions with the others at its start, when a session ends, and when another worker appears or returns. It
+repeats the exchange until the other worker has replied.
 """
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -22,10 +23,10 @@ from push1st.messages import Response
 ENDED = "sessions-ended"
 """the kind of the requests with which workers tell each other the ended sessions that they know"""
 TRIED = "sign-in-tried"
-"""the kind of the messages with which a worker tells the others who has tried to sign in, so that they count the try too"""
+"""the kind of the messages that make the other workers count a try to sign in, or take back the count (`Login.count`)"""
 AGAIN_SECONDS = 5.0
 _ended = msgspec.msgpack.Decoder(dict[str, int])
-_tried = msgspec.msgpack.Decoder(tuple[str, str])
+_tried = msgspec.msgpack.Decoder(tuple[str, str, bool])
 
 log = logs.get("push1st.console")
 
@@ -40,7 +41,10 @@ class ConsoleDoor:
         self._login = Login(password, context.node.clock.monotonic, self._tell)
         self._sessions = sessions
         self._live = live
+        self._exchanged_with: set[str] = set()
+        """the other nodes that have all ended sessions of this worker, and whose ended sessions this worker has"""
         self._exchanging: asyncio.Task[None] | None = None
+        self._again_at = 0.0
         self._wire.serve(ENDED, self._on_ended)
         self._wire.handle(TRIED, self._on_tried)
 
@@ -48,8 +52,20 @@ class ConsoleDoor:
         return self._clock.wall() / 1_000_000_000
 
     async def open(self) -> None:
-        """Requests the ended sessions of the other workers. Must be called before the console listens."""
-        await self._exchange("console does not know which sessions have ended")
+        """Exchanges the ended sessions with the other workers. Must be called before the console listens."""
+        if reason := await self._exchange():
+            log.warning("console does not know which sessions have ended", reason=reason)
+
+    def tick(self) -> None:
+        """Exchanges the ended sessions with the nodes that have appeared or did not reply before. Called once a second."""
+        consoles = set(self._wire.consoles())
+        self._exchanged_with &= consoles
+        now = self._clock.monotonic()
+        if consoles == self._exchanged_with or now < self._again_at:
+            return
+        if self._exchanging is None or self._exchanging.done():
+            self._again_at = now + AGAIN_SECONDS
+            self._exchanging = asyncio.create_task(self._exchange_with(consoles - self._exchanged_with))
 
     async def sign_in(self, body: bytes, ip: str) -> OperatorSession | Response:
         """Returns a new session; or the answer, if the password in the body of the request is not accepted."""
@@ -57,41 +73,35 @@ class ConsoleDoor:
         return refusal or self._sessions.begin(secrets.token_urlsafe(16), self.now())
 
     async def sign_out(self, session: OperatorSession) -> None:
-        """Ends a session on all workers. If some do not confirm the end in time, sends it again until they do."""
+        """Ends a session on all workers. `tick` sends the end again to the workers that do not confirm it in time."""
         self._end({session.nonce: session.ends})
-        await self._exchange("console sign-out not confirmed by other workers")
+        self._exchanged_with = set()  # an exchange that has begun before lacks this session, and changes the former set
+        if reason := await self._exchange():
+            log.warning("console sign-out not confirmed by other workers", reason=reason)
 
-    async def _exchange(self, warning: str) -> None:
-        """Exchanges the ended sessions with all workers. If some do not reply, logs the warning, and repeats it until they do."""
-        reason = await self._exchanged()
-        if reason:
-            log.warning(warning, reason=reason)
-            if self._exchanging is None or self._exchanging.done():
-                self._exchanging = asyncio.create_task(self._exchange_again())
+    async def _exchange_with(self, nodes: Collection[str]) -> None:
+        for node in nodes:
+            await self._exchange(node)
 
-    async def _exchange_again(self) -> None:
-        while True:
-            await asyncio.sleep(AGAIN_SECONDS)
-            if not await self._exchanged():
-                return
-
-    async def _exchanged(self) -> str:
-        """Exchanges the ended sessions once. Returns the reason why some workers did not take part; "" if all did."""
+    async def _exchange(self, node: str = "") -> str:
+        """Exchanges the ended sessions with all workers, or with a node. Returns why some did not take part; "" if all did."""
+        exchanged = self._exchanged_with
         try:
-            replies = await self._wire.request(ENDED, msgspec.msgpack.encode(self._sessions.ended))
+            replies = await self._wire.request(ENDED, msgspec.msgpack.encode(self._sessions.ended), node=node)
         except Refused as exc:
             return exc.text
-        for _, packed in replies.found:
+        for name, packed in replies.found:
             self._end(_ended.decode(packed))
+            exchanged.add(name)
         return replies.away or (f"no reply from {', '.join(replies.missing)}" if replies.missing else "")
 
-    def _tell(self, address: str) -> None:
-        self._wire.send(TRIED, msgspec.msgpack.encode((self._name, address)))
+    def _tell(self, address: str, counts: bool) -> None:
+        self._wire.send(TRIED, msgspec.msgpack.encode((self._name, address, counts)))
 
     def _on_tried(self, packed: bytes) -> None:
-        node, address = _tried.decode(packed)
+        node, address, counts = _tried.decode(packed)
         if node != self._name:
-            self._login.count(address)
+            self._login.count(address, counts)
 
     def session(self, cookie: str) -> OperatorSession:
         """Returns the session of a cookie. Raises Refused(401)."""

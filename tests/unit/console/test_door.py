@@ -1,5 +1,6 @@
 """Sessions that end on one worker, as the other workers learn of it."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -19,11 +20,12 @@ NONCE = "0123456789abcdefABCDEF"
 
 
 class Cluster:
-    """The wires of all workers. away: whether the broker is away."""
+    """The wires of all workers. away: whether the broker is away; hung: the nodes that do not reply."""
 
     def __init__(self) -> None:
-        self.wires: list[Joined] = []
+        self.wires: dict[str, Joined] = {}
         self.away = False
+        self.hung: set[str] = set()
 
 
 class Joined:
@@ -33,7 +35,8 @@ class Joined:
         self._cluster = cluster
         self.served: dict[str, Any] = {}
         self.requests = 0
-        cluster.wires.append(self)
+        self.name = str(len(cluster.wires))
+        cluster.wires[self.name] = self
 
     def serve(self, kind, handler) -> None:
         self.served[kind] = handler
@@ -41,10 +44,15 @@ class Joined:
     def handle(self, kind, handler) -> None:
         self.served[kind] = handler
 
-    async def request(self, kind, data=b"") -> Replies:
-        reached = [self] if self._cluster.away else self._cluster.wires
+    def consoles(self):
+        return [] if self._cluster.away else [one for one in self._cluster.wires if one != self.name]
+
+    async def request(self, kind, data=b"", *, node="") -> Replies:
         self.requests += 1
-        return Replies([("node", wire.served[kind](data)) for wire in reached], [], "away" if self._cluster.away else "")
+        asked = [one for one in ([node] if node else [self.name, *self.consoles()]) if one == self.name or not self._cluster.away]
+        found = [(one, self._cluster.wires[one].served[kind](data)) for one in asked if one not in self._cluster.hung]
+        await asyncio.sleep(0)
+        return Replies(found, sorted(self._cluster.hung.intersection(asked)), "away" if self._cluster.away else "")
 
 
 class Sockets:
@@ -60,12 +68,19 @@ class Sockets:
 class Worker:
     def __init__(self, cluster):
         site = Site()
+        self.clock = site.clock
         self.sockets = Sockets()
         self.sessions = OperatorSessions(b"k" * 32)
-        wire: Any = Joined(cluster)
+        self.wire = Joined(cluster)
+        wire: Any = self.wire
         password: Any = None
         live: Any = self.sockets
         self.door = ConsoleDoor(ConsoleContext(site.node, site.context, wire, "node", 0, REPORTS), password, self.sessions, live)
+
+    async def tick(self, seconds=door.AGAIN_SECONDS):
+        self.clock.advance(seconds)
+        self.door.tick()
+        await turns()
 
     def accepts(self, session):
         try:
@@ -100,8 +115,7 @@ async def test_new_worker_requests_the_sessions_that_ended_before_its_start(clus
     assert new.accepts(new.sessions.begin(NONCE + "2", new.door.now()))
 
 
-async def test_end_of_a_session_is_sent_again_until_the_broker_is_back(cluster, monkeypatch):
-    monkeypatch.setattr(door, "AGAIN_SECONDS", 0)
+async def test_end_of_a_session_is_sent_again_until_the_broker_is_back(cluster):
     one, other = Worker(cluster), Worker(cluster)
     session = one.sessions.begin(NONCE, one.door.now())
     cluster.away = True
@@ -109,27 +123,74 @@ async def test_end_of_a_session_is_sent_again_until_the_broker_is_back(cluster, 
         await one.door.sign_out(session)
     assert [line["event"] for line in logged] == ["console sign-out not confirmed by other workers"]
     assert not one.accepts(session)
-    await turns()
+    await one.tick()
     assert other.accepts(session)
     cluster.away = False
-    await turns()
+    await one.tick()
     assert not other.accepts(session)
-    before = cluster.wires[0].requests
-    await turns()
-    assert cluster.wires[0].requests == before, "and not again"
+    before = one.wire.requests
+    await one.tick()
+    assert one.wire.requests == before, "and not again"
 
 
-async def test_worker_that_opens_while_the_broker_is_away_learns_later_which_sessions_have_ended(cluster, monkeypatch):
-    monkeypatch.setattr(door, "AGAIN_SECONDS", 0)
-    one, new = Worker(cluster), Worker(cluster)
+async def test_end_of_a_session_is_sent_again_every_five_seconds_to_the_worker_that_has_not_replied(cluster):
+    one, other, hung = Worker(cluster), Worker(cluster), Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    cluster.hung = {hung.wire.name}
+    with structlog.testing.capture_logs() as logged:
+        await one.door.sign_out(session)
+    assert [line["reason"] for line in logged] == [f"no reply from {hung.wire.name}"]
+    assert not other.accepts(session)
+    for _ in range(3):
+        await one.tick(1)
+    assert one.wire.requests == 2
+    cluster.hung = set()
+    await one.tick()
+    assert one.wire.requests == 3
+    assert not hung.accepts(session)
+
+
+async def test_exchange_that_has_begun_before_a_session_ends_does_not_confirm_the_end(cluster):
+    one, other = Worker(cluster), Worker(cluster)
+    session = one.sessions.begin(NONCE, one.door.now())
+    one.door.tick()
+    await asyncio.sleep(0)
+    assert one.wire.requests == 1
+    cluster.hung = {other.wire.name}
+    await one.door.sign_out(session)
+    cluster.hung = set()
+    assert other.accepts(session)
+    await one.tick()
+    assert not other.accepts(session)
+
+
+@pytest.mark.parametrize("ends_at", ["the worker that stayed", "the worker that was away"])
+async def test_workers_exchange_ended_sessions_when_one_of_them_returns(cluster, ends_at):
+    """The worker that stayed takes the other one for dead, so nobody waits for its reply."""
+    stayed, was_away = Worker(cluster), Worker(cluster)
+    await stayed.tick()
+    del cluster.wires[was_away.wire.name]
+    one, other = (stayed, was_away) if ends_at == "the worker that stayed" else (was_away, stayed)
+    session = one.sessions.begin(NONCE, one.door.now())
+    one.door._end({session.nonce: session.ends})
+    await stayed.tick()
+    assert other.accepts(session)
+    cluster.wires[was_away.wire.name] = was_away.wire
+    await stayed.tick()
+    assert not other.accepts(session)
+
+
+async def test_worker_that_opens_while_the_broker_is_away_learns_later_which_sessions_have_ended(cluster):
+    one = Worker(cluster)
     session = one.sessions.begin(NONCE, one.door.now())
     await one.door.sign_out(session)
-    new.sessions = new.door._sessions = OperatorSessions(b"k" * 32)
     cluster.away = True
+    new = Worker(cluster)
     with structlog.testing.capture_logs() as logged:
         await new.door.open()
     assert [line["event"] for line in logged] == ["console does not know which sessions have ended"]
+    await new.tick()
     assert new.accepts(session)
     cluster.away = False
-    await turns()
+    await new.tick()
     assert not new.accepts(session)

@@ -1,9 +1,14 @@
 """The rate of tries to sign in, and the answers to them."""
 
 import asyncio
+import ctypes
 import os
+import platform
+import struct
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import structlog
@@ -11,21 +16,52 @@ import structlog
 from push1st.console import login
 from push1st.console.login import MAX_ALL_TRIES, MAX_TRIES, TRIES_SECONDS, Login, Tries
 from push1st.errors import Refused
+from tests.support.loop import turns
 
 
 class Password:
-    """A password whose checks wait until `go` is set. Stands for `PasswordHash`, whose checks take 50 ms."""
+    """A password whose checks wait until `go` is set. Stands for `PasswordHash`, whose checks take 50 ms.
+
+    two: set when two checks have begun.
+    """
 
     def __init__(self) -> None:
         self.go = threading.Event()
         self.go.set()
+        self.two = threading.Event()
+        self.lock = threading.Lock()
         self.begun = self.priority = 0
 
     def fits(self, password: str) -> bool:
-        self.begun += 1
+        with self.lock:
+            self.begun += 1
+            if self.begun == 2:
+                self.two.set()
         self.priority = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         assert self.go.wait(10)
         return password == "right"
+
+
+SETPRIORITY = {("linux", "x86_64"): 141, ("linux", "aarch64"): 140}
+"""the number of the system call, by system and machine"""
+
+
+class Filter(ctypes.Structure):
+    """A program for the kernel's filter of system calls (`struct sock_fprog`)."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("lines", ctypes.c_char_p))
+
+
+def forbid(call: int) -> None:
+    """Makes the kernel reject a system call of this thread, and of the threads that it starts, with EPERM (seccomp)."""
+    load, jump_if_equal, answer = 0x20, 0x15, 0x06
+    eperm, allow = 0x0005_0001, 0x7FFF_0000
+    lines = [(load, 0, 0, 0), (jump_if_equal, 0, 1, call), (answer, 0, 0, eperm), (answer, 0, 0, allow)]
+    program = Filter(len(lines), b"".join(struct.pack("=HBBI", *line) for line in lines))
+    kernel = ctypes.CDLL(None)
+    set_no_new_privileges, set_seccomp, by_filter = 38, 22, 2
+    assert kernel.prctl(set_no_new_privileges, 1, 0, 0, 0) == 0
+    assert kernel.prctl(set_seccomp, by_filter, ctypes.byref(program), 0, 0) == 0
 
 
 @pytest.fixture
@@ -34,8 +70,15 @@ def password() -> Password:
 
 
 @pytest.fixture
-def door(password):
-    return Login(password, lambda: 1000.0, lambda _: None)
+def other():
+    """The sign-in of another worker."""
+    password: Any = Password()
+    return Login(password, lambda: 1000.0, lambda *_: None)
+
+
+@pytest.fixture
+def door(password, other):
+    return Login(password, lambda: 1000.0, other.count)
 
 
 def body(password: str) -> bytes:
@@ -116,17 +159,30 @@ async def test_addresses_of_an_ipv6_network_are_one_address(door):
     assert [answer.status for answer in answers] == [401] * MAX_TRIES + [429]
 
 
-async def test_two_passwords_are_checked_at_the_same_time_and_a_third_is_rejected(door, password):
+async def test_two_passwords_are_checked_at_the_same_time_and_a_third_waits_for_its_turn(door, password):
+    password.go.clear()
+    tries = [asyncio.ensure_future(door.check(body("right"), f"1.1.1.{one}")) for one in range(3)]
+    assert await asyncio.to_thread(password.two.wait, 10)
+    await turns()
+    assert password.begun == 2
+    password.go.set()
+    assert await asyncio.gather(*tries) == [None] * 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("WAIT_SECONDS", 0.001), ("MAX_WAITING", 0)])
+async def test_try_whose_check_does_not_begin_is_rejected_and_not_counted(door, other, password, monkeypatch, name, value):
     password.go.clear()
     first = [asyncio.ensure_future(door.check(body("right"), f"1.1.1.{one}")) for one in range(2)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    for _ in range(2 * MAX_TRIES):  # a try without a check is not counted
+    assert await asyncio.to_thread(password.two.wait, 10)
+    monkeypatch.setattr(login, name, value)
+    for _ in range(2 * MAX_TRIES):
         third = await door.check(body("right"), "1.1.1.9")
         assert (third.status, third.headers) == (429, b"Retry-After: 1\r\n")
+    assert await other.check(body("right"), "1.1.1.9") is None
     password.go.set()
     assert await asyncio.gather(*first) == [None, None]
     assert await door.check(body("right"), "1.1.1.9") is None
+    assert password.begun == 3, "the password of a rejected try is not checked"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have one priority for a process")
@@ -136,12 +192,16 @@ async def test_threads_that_check_passwords_have_a_low_priority(door, password):
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) != login.NICE
 
 
-async def test_operators_sign_in_although_the_system_forbids_a_lower_priority(door, monkeypatch):
-    def forbid(*_):
-        raise PermissionError
+@pytest.mark.skipif((sys.platform, platform.machine()) not in SETPRIORITY, reason="the number of the system call is unknown")
+def test_operators_sign_in_although_the_system_forbids_a_lower_priority(door):
+    def sign_in():
+        forbid(SETPRIORITY[sys.platform, platform.machine()])
+        with pytest.raises(PermissionError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), login.NICE)
+        return [asyncio.run(door.check(body("right"), "1.2.3.4")) for _ in range(2)]
 
-    monkeypatch.setattr(os, "setpriority", forbid)
-    assert await door.check(body("right"), "1.2.3.4") is None
+    with ThreadPoolExecutor(1) as filtered:
+        assert filtered.submit(sign_in).result(10) == [None, None]
 
 
 async def test_late_tries_of_many_addresses_are_delayed(door, monkeypatch):
@@ -153,6 +213,12 @@ async def test_late_tries_of_many_addresses_are_delayed(door, monkeypatch):
     assert before - began < 0.05 * MAX_ALL_TRIES
     assert await door.check(body("right"), "1.1.3.1") is None
     assert asyncio.get_running_loop().time() - before >= 0.05
+
+
+async def test_try_counts_at_the_other_workers_too(door, other):
+    for _ in range(MAX_TRIES):
+        await door.check(body("wrong"), "1.2.3.4")
+    assert (await other.check(body("right"), "1.2.3.4")).status == 429
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]", b'{"password":1}', b'{"password":"\xff"}', b"[" * 4000, b'"right"'])
