@@ -58,6 +58,7 @@ test-ready: $(INSTALLED) ## compile the tests once; otherwise each process of `m
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
 	@echo "test-long: only the tests marked long, six at a time, since most of them wait; about a quarter of an hour"
 	@$(BIN)/python -m pytest -m long $(PARALLEL_LONG) --timeout 1800 --durations 0 --durations-min 10 $(or $(ARGS),$(LONG))
+	@echo "test-long: the pictures of the console's pages are in .pictures"
 
 test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests of brokers and clusters with the server of a container image: IMAGE=redis:7.4-bookworm
 	@docker run --rm --entrypoint sh $(IMAGE) -c 'cat "$$(command -v valkey-server || command -v redis-server)"' > $(VENV)/broker-server

@@ -97,8 +97,13 @@ STYLES = """(() => {
 })()"""
 SIGN_IN = "Boolean(document.querySelector('input[type=password]')) && !document.querySelector('nav')"
 """whether the page shows the sign-in and nothing else"""
+ALL_WORK = """(document.querySelector('main section table')?.tBodies[0].rows.length === 2
+  && !/has not answered|broker is away/.test(document.querySelector('.verdict').innerText))"""
+"""whether the overview shows two workers and the broker; it may also show that the machine is busy, or what has happened before"""
 MODULE_NAMES = [f"/{screen}.js" for screen in SCREENS]
 LOADED = "performance.getEntriesByType('resource')"
+PICTURES = Path(__file__).parents[2] / ".pictures"
+"""the folder of the pictures, which git ignores"""
 MAX_HEIGHT = 2400
 """the maximum height of a picture"""
 FAULTS = ("odd", "ragged", "wide", "cut")
@@ -284,15 +289,16 @@ def connect(server: ServerProcess, mqtt: int, stack: contextlib.ExitStack) -> No
     device.until_acknowledged()
 
 
-def picture(tab: Tab, folder: Path, name: str) -> None:
-    """Writes a picture of a page, at most three screens of a phone long.
+def picture(tab: Tab, name: str) -> None:
+    """Writes a picture of a page into `PICTURES`, at most three screens of a phone long.
 
     The window is as high as the picture, because a browser places bars and dialogs in the window, not in the page.
     """
+    PICTURES.mkdir(exist_ok=True)
     width, height, needed = tab.evaluate("[innerWidth, innerHeight, document.documentElement.scrollHeight]")
     if needed > height and not tab.evaluate("Boolean(document.querySelector('dialog[open]'))"):
         tab.resize(width, min(needed, MAX_HEIGHT))
-        tab.picture(folder / f"{name}.png", most=MAX_HEIGHT)
+        tab.picture(PICTURES / f"{name}.png", most=MAX_HEIGHT)
         tab.resize(width, height)
     else:
-        tab.picture(folder / f"{name}.png", most=height)
+        tab.picture(PICTURES / f"{name}.png", most=height)

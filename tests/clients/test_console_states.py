@@ -1,24 +1,20 @@
 """The pages of the console in all states, at both widths and in both themes: checked, and pictured for people who look at them.
 
-The variable CONSOLE_PICTURES names the folder of the pictures. The pictures of the book need ten minutes of traffic, so they
-are only made if the variable is set.
+The pictures are in the folder `.pictures`.
 """
 
 import contextlib
 import json
-import math
-import os
 import signal
 import socket
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.browser import Browser, Tab
 from tests.clients.console_site import (
+    ALL_WORK,
     APP_SCREENS,
     NAMES,
     PLACES,
@@ -31,12 +27,8 @@ from tests.clients.console_site import (
     until,
 )
 from tests.cluster.machine import kill, workers
-from tests.support.console import Operator, console
 from tests.support.paho import paho_client
-from tests.support.process import APP
 from tests.support.pusher_socket import pusher_socket, sign_in
-from tests.support.raw_socket import raw_socket
-from tests.support.receiver import receiving
 
 pytestmark = pytest.mark.long
 
@@ -44,13 +36,6 @@ VIEWS = ((360, "light"), (360, "dark"), (1280, "light"), (1280, "dark"))
 MANY = 10_000
 BATCH = 10
 """the number of events in one call of the API"""
-TRAFFIC_SECONDS = 620
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of the pictures: that of the variable CONSOLE_PICTURES, if there is one."""
-    return Path(os.environ.get("CONSOLE_PICTURES") or tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +46,7 @@ def page(browser: Browser) -> Iterator[Site]:
         yield one
 
 
-def look(page: Site, folder: Path, state: str, name: str) -> dict[str, Any]:
+def look(page: Site, state: str, name: str) -> dict[str, Any]:
     """Checks and pictures what the page shows, in all views. Returns the faults."""
     found: dict[str, Any] = {}
     for width, theme in VIEWS:
@@ -69,18 +54,18 @@ def look(page: Site, folder: Path, state: str, name: str) -> dict[str, Any]:
         faults, _ = page.faults(*() if theme == "light" else ("color-contrast",))
         if faults:
             found[f"{state} {name} {width} {theme}"] = faults
-        picture(page.tab, folder, f"{state}-{name}-{width}-{theme}")
+        picture(page.tab, f"{state}-{name}-{width}-{theme}")
     page.tab.show(1280)
     return found
 
 
-def test_screens_with_hostile_and_longest_names(page: Site, folder: Path) -> None:
+def test_screens_with_hostile_and_longest_names(page: Site) -> None:
     found: dict[str, Any] = {}
     for name, (screen, params) in PLACES.items():
         page.go(screen, **params)
         if screen in HAPPENINGS:
             HAPPENINGS[screen](page)
-        found |= look(page, folder, "filled", name)
+        found |= look(page, "filled", name)
     assert found == {}
 
 
@@ -115,18 +100,18 @@ def fill(page: Site, channel: str) -> None:
     page.tab.press("Enter", "\r")
 
 
-def test_screens_without_rows(page: Site, folder: Path) -> None:
+def test_screens_without_rows(page: Site) -> None:
     found: dict[str, Any] = {}
     for screen in APP_SCREENS:
         page.go(screen, app="empty")
-        found |= look(page, folder, "empty", screen)
+        found |= look(page, "empty", screen)
     page.go("mqtt", app="empty", view="retained")
-    found |= look(page, folder, "empty", "retained")
+    found |= look(page, "empty", "retained")
     page.go("apps", search="no such app")
-    found |= look(page, folder, "empty", "apps")
+    found |= look(page, "empty", "apps")
     page.tab.evaluate("location.hash = '#/nothing'")
     page.until_text("There is no such screen")
-    found |= look(page, folder, "empty", "screen")
+    found |= look(page, "empty", "screen")
     assert found == {}
 
 
@@ -144,7 +129,7 @@ LARGEST = """(() => {
 TABLE_WIDTHS = (360, 800, 1024, 1280)
 
 
-def test_largest_numbers_are_shown_in_full(page: Site, folder: Path) -> None:
+def test_largest_numbers_are_shown_in_full(page: Site) -> None:
     """The page shows the answers of a server that is used more, and for longer, than a test can use it."""
     found: dict[str, Any] = {}
     with page.another(LARGEST) as large:
@@ -158,11 +143,11 @@ def test_largest_numbers_are_shown_in_full(page: Site, folder: Path) -> None:
                 if faults := large.faults()[0]:
                     found[f"{name} {width}"] = faults
                 if width in (360, 1024, 1280):
-                    picture(large.tab, folder, f"largest-{name}-{width}-light")
+                    picture(large.tab, f"largest-{name}-{width}-light")
     assert found == {}
 
 
-def test_screens_while_they_load(page: Site, folder: Path) -> None:
+def test_screens_while_they_load(page: Site) -> None:
     """Stopped workers accept connections and answer nothing."""
     found: dict[str, Any] = {}
     page.until_modules()
@@ -176,7 +161,7 @@ def test_screens_while_they_load(page: Site, folder: Path) -> None:
         try:
             page.begin(screen, app="app-test")
             until(page.tab, "Boolean(document.querySelector('.loading'))")
-            found |= look(page, folder, "loading", screen)
+            found |= look(page, "loading", screen)
         finally:
             for pid in pids:
                 kill(pid, signal.SIGCONT)
@@ -184,32 +169,32 @@ def test_screens_while_they_load(page: Site, folder: Path) -> None:
     assert found == {}
 
 
-def test_screens_with_the_refusals_of_the_server(page: Site, folder: Path) -> None:
+def test_screens_with_the_refusals_of_the_server(page: Site) -> None:
     found: dict[str, Any] = {}
     for screen in ("channels", "connections", "hooks", "mqtt"):
         page.begin(screen, app="no-such-app")
         until(page.tab, "Boolean(document.querySelector('.problem'))")
-        found |= look(page, folder, "refused", screen)
+        found |= look(page, "refused", screen)
     page.begin("apps", after="nothing\x00")
     until(page.tab, "Boolean(document.querySelector('.problem'))")
-    found |= look(page, folder, "refused", "apps")
+    found |= look(page, "refused", "apps")
     fill(page, "n" * 300)
     until(page.tab, "Boolean(document.querySelector('.problem'))")
-    found |= look(page, folder, "refused", "events")
+    found |= look(page, "refused", "events")
     page.tab.call("Network.enable")
     page.tab.go_offline(True)
     try:
         for screen in ("cluster", "configuration"):
             page.begin(screen)
             page.until_text("The server cannot be reached.")
-            found |= look(page, folder, "refused", screen)
+            found |= look(page, "refused", screen)
     finally:
         page.tab.go_offline(False)
         page.tab.call("Network.disable")
     assert found == {}
 
 
-def test_dialogs(page: Site, folder: Path) -> None:
+def test_dialogs(page: Site) -> None:
     found: dict[str, Any] = {}
     for name, screen, params, button in (
         ("app", "apps", {}, "td .cell-button"),
@@ -224,7 +209,7 @@ def test_dialogs(page: Site, folder: Path) -> None:
         page.go(screen, **params)
         page.tab.evaluate(f"document.querySelector({json.dumps(button)}).click()")
         until(page.tab, "Boolean(document.querySelector('dialog[open]')) && !document.querySelector('dialog .loading')")
-        found |= look(page, folder, "dialog", name)
+        found |= look(page, "dialog", name)
         page.tab.press("Escape")
     page.tab.show(360)
     page.go("channels", app="app-test")
@@ -233,11 +218,11 @@ def test_dialogs(page: Site, folder: Path) -> None:
     assert page.faults()[0] == {}
     for theme in ("light", "dark"):
         page.tab.show(360, theme)
-        picture(page.tab, folder, f"menu-360-{theme}")
+        picture(page.tab, f"menu-360-{theme}")
     assert found == {}
 
 
-def test_screens_without_the_broker(page: Site, folder: Path) -> None:
+def test_screens_without_the_broker(page: Site) -> None:
     found: dict[str, Any] = {}
     page.go("overview")
     page.broker.kill()
@@ -248,20 +233,20 @@ def test_screens_without_the_broker(page: Site, folder: Path) -> None:
             page.begin(screen, **params)
             until(page.tab, "!document.querySelector('.loading, .bone, .busy')", 20)
             page.until_text("The broker is away.")
-            found |= look(page, folder, "away", name)
+            found |= look(page, "away", name)
     finally:
         page.broker.start()
     page.go("overview")
-    page.until_text("All 2 workers serve clients.")
+    until(page.tab, ALL_WORK, 30)
     assert found == {}
 
 
-def test_sign_in_after_too_many_tries(page: Site, folder: Path) -> None:
+def test_sign_in_after_too_many_tries(page: Site) -> None:
     """The last test with this server: it accepts no further sign-in for a minute."""
     page.tab.evaluate("fetch('api/logout', {method: 'POST', headers: {'Push1st-Console': '1'}})")
     page.tab.evaluate("location.reload()")
     until(page.tab, "document.activeElement?.type === 'password'")
-    found = look_without_axe(page.tab, folder, "sign-in")
+    found = look_without_axe(page.tab, "sign-in")
     for _ in range(6):
         sign_in_with_keys(page.tab, "wrong")
         until(
@@ -269,16 +254,16 @@ def test_sign_in_after_too_many_tries(page: Site, folder: Path) -> None:
             "Boolean(document.querySelector('.error')) && document.querySelector('form button').textContent === 'Sign in'",
         )
     page.until_text("Try again in")
-    assert found | look_without_axe(page.tab, folder, "refused-sign-in") == {}
+    assert found | look_without_axe(page.tab, "refused-sign-in") == {}
 
 
-def look_without_axe(tab: Tab, folder: Path, name: str) -> dict[str, Any]:
+def look_without_axe(tab: Tab, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for width, theme in VIEWS:
         tab.show(width, theme)
         if tab.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth"):
             found[f"{name} {width} {theme}"] = "the page scrolls to the side"
-        picture(tab, folder, f"{name}-{width}-{theme}")
+        picture(tab, f"{name}-{width}-{theme}")
     return found
 
 
@@ -294,7 +279,7 @@ def many_clients(port: int) -> Iterator[None]:
         yield
 
 
-def test_screens_with_ten_thousand_rows(browser: Browser, folder: Path) -> None:
+def test_screens_with_ten_thousand_rows(browser: Browser) -> None:
     apps = {f"shop-{number:05d}": {"key": f"key-{number:05d}", "secret": f"secret {number:05d}"} for number in range(MANY)}
     found: dict[str, Any] = {}
     with site(browser, apps) as page, pusher_socket(page.server) as client:
@@ -312,77 +297,15 @@ def test_screens_with_ten_thousand_rows(browser: Browser, folder: Path) -> None:
                 batch = [{"name": "price", "channel": "news", "data": "1"}] * BATCH
                 assert page.server.signed("POST", "/apps/app-test/batch_events", {"batch": batch}).status == 200
             page.until_text("1,000 events", 60)
-            found |= look(page, folder, "many", "inspector")
+            found |= look(page, "many", "inspector")
             page.server.until_sessions("crowd", MANY)
             for name, (screen, params) in PLACES.items():
                 if name not in ("inspector", "events", "members"):
                     page.go(screen, **params)
-                    found |= look(page, folder, "many", name)
+                    found |= look(page, "many", name)
             page.go("channels", app="app-test", prefix="orders-")
             assert 0 < page.tab.evaluate("document.querySelectorAll('main tbody tr').length") <= 50
             page.tab.evaluate("[...document.querySelectorAll('.pager a')].at(-1).click()")
             until(page.tab, "location.hash.includes('after') && !document.querySelector('.busy, .loading')")
-            found |= look(page, folder, "many", "second-page")
+            found |= look(page, "many", "second-page")
     assert found == {}
-
-
-@contextlib.contextmanager
-def shop() -> Iterator[tuple[Any, Operator, Any]]:
-    """A server with two workers and the clients of a shop."""
-    with receiving() as backend, contextlib.ExitStack() as stack:
-        app = {**APP, "name": "The shop", "key": "shop-key", "history": [{"filter": ["orders"], "size": 100, "ttl": 600}]}
-        app["webhooks"] = [{"url": backend.url, "events": ["channel_occupied", "member_added"]}]
-        config = {"server": {"workers": 2, "proto": ["pusher", "websocket"]}, "hooks": {"folder": "hooks"}}
-        server, operator = stack.enter_context(console(config, {"shop": app}))
-        clients = []
-        for number in range(40):
-            client = stack.enter_context(pusher_socket(server, "shop-key"))
-            sign_in(client, f"customer-{number:02d}")
-            for channel in ("orders", f"cart-{number:02d}", *(("prices",) if number % 2 else ())):
-                client.subscribe(channel)
-            if number < 5:
-                client.subscribe("presence-support", {"user_id": f"agent-{number}"})
-            clients.append(client)
-        for _ in range(6):
-            stack.enter_context(raw_socket(server, "prices", key="shop-key"))
-        yield server, operator.sign_in(), clients
-
-
-def test_pictures_of_the_book(browser: Browser, folder: Path) -> None:
-    """Pictures a shop after ten minutes with uneven traffic."""
-    if not os.environ.get("CONSOLE_PICTURES"):
-        pytest.skip("set CONSOLE_PICTURES to a folder, and wait for ten minutes")
-    with shop() as (server, operator, clients):
-        page = Tab(browser, f"http://127.0.0.1:{operator.port}/")
-        page.show(1280)
-        enter(page)
-        start = time.monotonic()
-        while (at := time.monotonic() - start) < TRAFFIC_SECONDS:
-            server.post("/apps/shop/events", {"name": "price", "channels": ["prices"], "data": json.dumps({"at": at})})
-            if int(at) % 7 == 0:
-                order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": int(at), "total": "49.90"})}
-                server.post("/apps/shop/events", order)
-            wait = 0.05 * (1.4 + math.sin(at / 40) + 0.5 * math.sin(at / 9))
-            page.evaluate(f"new Promise(done => setTimeout(done, {wait * 1000}))")
-            for client in clients:
-                with contextlib.suppress(TimeoutError):
-                    client.receive(0)
-        page.picture(folder / "book-overview.png", most=900)
-        page.show(1280, "dark")
-        page.picture(folder / "book-overview-dark.png", most=900)
-        page.show(1280)
-        page.evaluate("location.hash = '#/inspector?app=shop&data=1'")
-        until(page, "Boolean(document.querySelector('.inspector'))")
-        clients[0].request_subscription("private-invoices", secret="wrong")
-        for number in range(12):
-            order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": number})}
-            server.post("/apps/shop/events", order)
-        clients[-1].close()
-        until(page, "document.querySelectorAll('.line').length > 8 && Boolean(document.querySelector('.what.bad'))")
-        page.evaluate("document.querySelector('.what.bad').click()")
-        until(page, "Boolean(document.querySelector('.detail dl'))")
-        page.picture(folder / "book-inspector.png", most=900)
-        page.evaluate("location.hash = '#/channels?app=shop'")
-        until(page, "Boolean(document.querySelector('main tbody tr'))")
-        page.show(360, "dark")
-        page.picture(folder / "book-channels-phone.png", most=800)

@@ -6,6 +6,8 @@ import { nodeName } from "./text.js";
 const CALL_SECONDS = 15;
 const SESSION_SECONDS = 300;
 const CLOSE_SECONDS = 30;
+/** An overview arrives every few seconds. A channel that brings none for so long leads to a worker that does not run. */
+const SILENT_SECONDS = 10;
 const RETRY_SECONDS = [0.3, 1, 2, 4, 8];
 
 /**
@@ -289,6 +291,8 @@ class Live {
     this.watches = new Map();
     this.tries = 0;
     this.timer = 0;
+    this.heardAt = 0;
+    setInterval(() => this.check(), 1000);
     document.addEventListener("visibilitychange", () => this.visible());
   }
 
@@ -323,6 +327,7 @@ class Live {
     url.protocol = url.protocol.replace("http", "ws");
     url.hash = "";
     const socket = (this.socket = new WebSocket(url));
+    this.heardAt = performance.now();
     liveState.set("connecting");
     socket.onopen = () => {
       this.tries = 0;
@@ -334,8 +339,17 @@ class Live {
     socket.onclose = ({ code }) => this.closed(socket, code);
   }
 
+  check() {
+    const { socket } = this;
+    if (document.hidden || !this.watches.has("overview")) this.heardAt = performance.now();
+    if (!socket || performance.now() - this.heardAt < SILENT_SECONDS * 1000) return;
+    socket.close(); // the browser waits for the answer of the server
+    this.closed(socket, 0);
+  }
+
   /** @param {any} message */
   receive(message) {
+    this.heardAt = performance.now();
     if ("overview" in message) this.watches.get("overview")?.take(message.overview);
     else if ("events" in message) this.watches.get("inspector")?.take(message);
     else if ("error" in message) for (const watch of this.watches.values()) watch.take(message);

@@ -125,6 +125,10 @@ function sampled(answer, key) {
 
 const recorder = new Recorder();
 
+/** The first answer, for which the page need not wait until it has found out that the operator is signed in. */
+const first = location.hash.length < 3 || location.hash.startsWith("#/overview") ? call("GET", "overview") : null;
+first?.catch(() => {});
+
 export function Overview() {
   const [, again] = useState(0);
   const [error, fail] = useState(/** @type {any} */ (null));
@@ -141,14 +145,16 @@ export function Overview() {
   useLive("overview", { every: EVERY }, take);
   // Without the live channel, for example behind a proxy that does not forward upgrades, the page asks.
   useEffect(() => {
-    const ask = () => document.hidden || liveState.value === "open" || call("GET", "overview").then(take, fail);
-    if (!recorder.last) ask();
+    const ask = () => {
+      if (!document.hidden && liveState.value !== "open") call("GET", "overview").then(take, fail);
+    };
+    if (!recorder.last) first ? first.then(take, ask) : ask();
     const timer = setInterval(ask, POLL_MS);
     return () => clearInterval(timer);
   }, []);
   const data = recorder.last;
   return html`<${Screen} title="Overview">
-    ${error && !data && html`<${Problem} error=${error} />`}
+    ${error && html`<${Problem} error=${error} />`}
     ${!data && !error && html`<${Loading} rows=${8} />`}
     ${data &&
     html`<${Verdict} data=${data} />

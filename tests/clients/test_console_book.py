@@ -1,0 +1,89 @@
+"""The console's pictures in the README and in docs/console.md: a shop after ten minutes of traffic.
+
+`docs/console-overview.png` and `docs/console-inspector.png` are copies of `.pictures/book-overview.png` and
+`.pictures/book-inspector.png`.
+"""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.clients.browser import Browser, Tab
+from tests.clients.console_site import PICTURES, enter, until
+from tests.support.console import Operator, console
+from tests.support.process import APP
+from tests.support.pusher_socket import pusher_socket, sign_in
+from tests.support.raw_socket import raw_socket
+from tests.support.receiver import receiving
+
+pytestmark = pytest.mark.long
+
+TRAFFIC_SECONDS = 620
+
+
+@contextlib.contextmanager
+def shop() -> Iterator[tuple[Any, Operator, Any]]:
+    """A server with two workers and the clients of a shop."""
+    with receiving() as backend, contextlib.ExitStack() as stack:
+        app = {**APP, "name": "The shop", "key": "shop-key", "history": [{"filter": ["orders"], "size": 100, "ttl": 600}]}
+        app["webhooks"] = [{"url": backend.url, "events": ["channel_occupied", "member_added"]}]
+        config = {"server": {"workers": 2, "proto": ["pusher", "websocket"]}, "hooks": {"folder": "hooks"}}
+        server, operator = stack.enter_context(console(config, {"shop": app}))
+        clients = []
+        for number in range(40):
+            client = stack.enter_context(pusher_socket(server, "shop-key"))
+            sign_in(client, f"customer-{number:02d}")
+            for channel in ("orders", f"cart-{number:02d}", *(("prices",) if number % 2 else ())):
+                client.subscribe(channel)
+            if number < 5:
+                client.subscribe("presence-support", {"user_id": f"agent-{number}"})
+            clients.append(client)
+        for _ in range(6):
+            stack.enter_context(raw_socket(server, "prices", key="shop-key"))
+        yield server, operator.sign_in(), clients
+
+
+def test_pictures_of_the_book(browser: Browser) -> None:
+    """Pictures a shop after ten minutes with uneven traffic."""
+    with shop() as (server, operator, clients):
+        page = Tab(browser, f"http://127.0.0.1:{operator.port}/")
+        page.show(1280)
+        enter(page)
+        page.evaluate("location.hash = '#/channels?app=shop'")
+        until(page, "Boolean(document.querySelector('main tbody tr'))")
+        page.evaluate("location.hash = '#/overview'")
+        start = time.monotonic()
+        while (at := time.monotonic() - start) < TRAFFIC_SECONDS:
+            server.post("/apps/shop/events", {"name": "price", "channels": ["prices"], "data": json.dumps({"at": at})})
+            if int(at) % 7 == 0:
+                order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": int(at), "total": "49.90"})}
+                server.post("/apps/shop/events", order)
+            wait = 0.05 * (1.4 + math.sin(at / 40) + 0.5 * math.sin(at / 9))
+            page.evaluate(f"new Promise(done => setTimeout(done, {wait * 1000}))")
+            for client in clients:
+                with contextlib.suppress(TimeoutError):
+                    client.receive(0)
+        page.picture(PICTURES / "book-overview.png", most=900)
+        page.show(1280, "dark")
+        page.picture(PICTURES / "book-overview-dark.png", most=900)
+        page.show(1280)
+        page.evaluate("location.hash = '#/inspector?app=shop&data=1'")
+        until(page, "document.querySelector('.idle')?.textContent.startsWith('Watching')")
+        clients[0].request_subscription("private-invoices", secret="wrong")
+        for number in range(12):
+            order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": number})}
+            server.post("/apps/shop/events", order)
+        clients[-1].close()
+        until(page, "document.querySelectorAll('.line').length > 12")
+        page.evaluate("[...document.querySelectorAll('.what')].find(one => one.textContent === 'refused').click()")
+        until(page, "Boolean(document.querySelector('.detail dl'))")
+        page.picture(PICTURES / "book-inspector.png", most=900)
+        page.evaluate("location.hash = '#/channels?app=shop'")
+        until(page, "Boolean(document.querySelector('main tbody tr'))")
+        page.show(360, "dark")
+        page.picture(PICTURES / "book-channels-phone.png", most=800)
