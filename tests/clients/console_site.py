@@ -99,7 +99,7 @@ SIGN_IN = "Boolean(document.querySelector('input[type=password]')) && !document.
 """whether the page shows the sign-in and nothing else"""
 ALL_WORK = """(document.querySelector('main section table')?.tBodies[0].rows.length === 2
   && !/has not answered|broker is away/.test(document.querySelector('.verdict').innerText))"""
-"""whether the overview shows two workers and the broker; it may also show that the machine is busy, or what has happened before"""
+"""whether the overview shows two workers and the broker; it may also say that the machine is busy, or what has happened"""
 MODULE_NAMES = [f"/{screen}.js" for screen in SCREENS]
 LOADED = "performance.getEntriesByType('resource')"
 PICTURES = Path(__file__).parents[2] / ".pictures"
