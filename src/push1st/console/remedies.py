@@ -3,7 +3,6 @@
 `remedies.json` has the rows of the page; `python docs/generate.py` writes the file from the page.
 """
 
-import re
 from importlib.resources import files
 from urllib.parse import quote
 
@@ -42,15 +41,13 @@ class Remedies:
         self._exact = {row.text: row for row in reversed(rows) if "…" not in row.text}
         self._rows = sorted((row for row in rows if "…" in row.text), key=_fixed, reverse=True)
         # The longest message is first, because shorter ones may match too: `… is missing` and `body_md5 is missing`.
-        self._pattern = re.compile(
-            "|".join(f"({'.*'.join(map(re.escape, row.text.split('…')))})" for row in self._rows), re.DOTALL
-        )
+        self._patterns = [(*_ends(row.text), row) for row in self._rows]
 
     def answered(self, protocol: str, event: str, code: int, message: str) -> Answered:
         """Returns an error as the client received it.
 
         protocol: the protocol of the client; "" if it is unknown. event: the text of the log. code: the code in the log.
-        message: a text whose length the caller bounds, because a long one takes milliseconds.
+        message: a text whose length the caller bounds; the time grows with its length.
         """
         if protocol.startswith("pusher") and event == "sign-in refused":
             sent = 0  # the code of this error is null
@@ -62,8 +59,33 @@ class Remedies:
         return Answered(sent) if row is None else Answered(sent, row.remedy, row.link)
 
     def _matching(self, message: str) -> Row | None:
-        found = self._pattern.fullmatch(message)
-        return None if found is None or found.lastindex is None else self._rows[found.lastindex - 1]
+        for start, end, row in self._patterns:
+            if message.startswith(start) and message.endswith(end) and fits(row.text, message):
+                return row
+        return None
+
+
+def fits(pattern: str, text: str) -> bool:
+    """Returns whether a text is a pattern in which each `…` stands for any text.
+
+    The first place of each part is the right one (if a text fits, it also fits with these places). So the time grows with the
+    length of the text only. A regular expression would try all places: a client's text of 1,000 characters took 15 ms.
+    """
+    first, *middle, last = pattern.split("…")
+    if not (text.startswith(first) and text.endswith(last)):
+        return False
+    at, end = len(first), len(text) - len(last)
+    for part in middle:
+        at = text.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return at <= end
+
+
+def _ends(pattern: str) -> tuple[str, str]:
+    first, *_, last = pattern.split("…")
+    return first, last
 
 
 def _fixed(row: Row) -> int:

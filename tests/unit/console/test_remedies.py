@@ -1,8 +1,11 @@
 """The remedies of errors, from docs/errors.md."""
 
+import re
+from itertools import product
+
 import pytest
 
-from push1st.console.remedies import Remedies
+from push1st.console.remedies import Remedies, fits
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +59,16 @@ def test_message_of_a_backend_has_the_remedy_of_its_code(remedies: Remedies) -> 
 )
 def test_code_is_the_one_that_the_client_received(remedies: Remedies, protocol: str, event: str, code: int, sent: int) -> None:
     assert remedies.answered(protocol, event, code, "unheard of").code == sent
+
+
+@pytest.mark.parametrize("pattern", ["…", "a…", "…a", "a…a", "a…b…a", "…ab…", "…a…b…", "ab…ba", "…a…a…", "aa……a"])
+def test_pattern_fits_the_same_texts_as_a_regular_expression(pattern: str) -> None:
+    expression = re.compile(".*".join(map(re.escape, pattern.split("…"))), re.DOTALL)
+    texts = ("".join(one) for length in range(8) for one in product("ab", repeat=length))
+    assert [text for text in texts if fits(pattern, text) != bool(expression.fullmatch(text))] == []
+
+
+def test_message_that_almost_fits_at_many_places_has_no_remedy(remedies: Remedies) -> None:
+    """With backtracking, this message of a client would need the square of its length."""
+    hostile = " : a key has 1 to " * 50_000
+    assert remedies.answered("", "", 0, hostile).remedy == ""
