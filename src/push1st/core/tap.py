@@ -446,9 +446,13 @@ def _user_of(client: Client) -> str:
 
 
 def _shown(text: str, mask: Callable[[Any], Any]) -> str:
-    """Returns at most `MAX_REASON` characters of a text without secrets. A secret that the cut would divide is masked too."""
-    masked: str = mask(text[: 2 * MAX_REASON])
-    return masked[:MAX_REASON]
+    """Returns at most `MAX_REASON` characters of a text without secrets.
+
+    A secret that the cut would divide is masked too. If the text is longer than the part that is masked, the end of this part may
+    be the beginning of a secret, and is left out; a text with many secrets is much shorter when they are masked.
+    """
+    masked: str = mask(text[: 3 * MAX_REASON])
+    return masked[: MAX_REASON if len(text) <= 3 * MAX_REASON else min(MAX_REASON, max(len(masked) - MAX_REASON, 0))]
 
 
 def _milliseconds(seconds: float) -> float:

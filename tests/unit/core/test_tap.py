@@ -163,6 +163,14 @@ def test_secret_that_the_bound_of_a_text_divides_is_masked(tapped: Tapped) -> No
     assert len(event["reason"]) <= MAX_REASON
 
 
+@pytest.mark.parametrize("first", range(20))
+def test_text_full_of_secrets_shows_no_part_of_a_secret(tapped: Tapped, first: int) -> None:
+    tapped.watch()
+    tapped.node.refusals.log("handshake refused", 4001, "x" * first + "the-secret-of-an-app" * MAX_REASON)
+    (event,) = tapped.events()
+    assert not set(event.get("reason", "")) - set(f"x{MASK}")
+
+
 def test_connection_that_the_worker_ends_is_shown(tapped: Tapped) -> None:
     tapped.watch(what=["cut-off"])
     session = tapped.session()
