@@ -473,7 +473,8 @@ def _is_own_table(path: Path_) -> bool:
 
 def _row(path: Path_, key: schema.Key, struct: Any, default: Any) -> str:
     shown = ".".join(path[1:] if len(path) > 1 else path)
-    return f"| `{shown}` | {_allowed(key)} | {_shown(default)} | {_meaning(path, key, struct)} |"
+    default = "`10` or `1`" if path == ("APP", "webhooks", "concurrency") else _shown(default)  # the struct has 0 for both
+    return f"| `{shown}` | {_allowed(key)} | {default} | {_meaning(path, key, struct)} |"
 
 
 def _protocols(server: config.ServerConfig) -> str:

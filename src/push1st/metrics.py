@@ -180,6 +180,7 @@ class Metrics:
         "opened",
         "pages",
         "refusals",
+        "refused_certificates",
         "reloads",
         "replayed_messages",
         "requests",
@@ -249,6 +250,8 @@ class Metrics:
         self.reloads = ReloadCounts()
         self.certificates: dict[str, float] = {}
         """the time in seconds at which the certificate of a listener expires, by listener"""
+        self.refused_certificates: dict[str, str] = {}
+        """the reason why the worker does not use the newest files of a listener, by listener"""
         self.pages = 0
         """the number of open connections whose URL names a page (a gauge)"""
         self.acknowledgements = 0

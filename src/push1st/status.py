@@ -77,11 +77,16 @@ class BrokerDetails(msgspec.Struct, frozen=True):
 
 
 class CertificateStatus(msgspec.Struct, frozen=True):
-    """The certificate of a listener. expires: in seconds since 1970."""
+    """The certificate of a listener.
+
+    expires: in seconds since 1970.
+    refused: the reason why the worker does not use the newest files; "" if it uses them.
+    """
 
     listener: str
     file: str
     expires: float
+    refused: str = ""
 
 
 class WorkerFigures(msgspec.Struct, frozen=True):
@@ -195,12 +200,17 @@ class BrokerSummary(msgspec.Struct, frozen=True):
 
 
 class CertificateSummary(msgspec.Struct, frozen=True):
-    """The certificate of a listener. days: the whole days until the certificate expires; negative if it has expired."""
+    """The certificate of a listener.
+
+    days: the whole days until the certificate expires; negative if it has expired.
+    refused: the reason why a worker does not use the newest files; "" if all workers use them.
+    """
 
     listener: str
     file: str
     expires: float
     days: int
+    refused: str = ""
 
 
 class ServerStatus(msgspec.Struct, frozen=True):
@@ -268,6 +278,7 @@ def assembled(config: Config, facts: ServerFacts, reports: Sequence[WorkerStatus
         connections.update(one.connections)
         counters.update(one.counters)
     certificates = {(one.listener, one.file): one for report in reports for one in report.certificates}
+    refused = {one.listener: one.refused for report in reports for one in report.certificates if one.refused}
     return ServerStatus(
         at=facts.at,
         version=push1st.__version__,
@@ -285,7 +296,9 @@ def assembled(config: Config, facts: ServerFacts, reports: Sequence[WorkerStatus
         apps_total=len(config.apps),
         broker=_broker(config, reports),
         certificates=[
-            CertificateSummary(one.listener, one.file, one.expires, int((one.expires - facts.at) // SECONDS_A_DAY))
+            CertificateSummary(
+                one.listener, one.file, one.expires, int((one.expires - facts.at) // SECONDS_A_DAY), refused.get(one.listener, "")
+            )
             for one in certificates.values()
         ],
         listeners=facts.listeners,

@@ -84,6 +84,8 @@ def test_a_supervisor_is_found_while_it_runs_and_by_its_configuration(tmp_path, 
     one = rundir.RunDir(str(tmp_path / "server.yml"))
     assert rundir.running(None) == rundir.running(str(tmp_path / "server.yml")) == {int(one.path.name): one.path}
     assert rundir.running("/other.yml") == {}
+    assert rundir.described(rundir.running(None)) == f"{one.path.name} ({tmp_path}/server.yml)"
+    assert rundir.described({7: tmp_path}) == "7 (no file)"
     assert one.path.stat().st_mode & 0o077 == 0
     one.close()
     assert rundir.running(None) == {}

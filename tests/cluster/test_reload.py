@@ -252,6 +252,7 @@ def test_reload_adds_and_removes_addresses_and_keeps_others(own: ServerProcess) 
     (new,) = free_ports(1)
     reconfigure(own, {"server": {"listen": [f"tcp://127.0.0.1:{old}", f"tcp://127.0.0.1:{new}"]}})
     reload(own)
+    assert "keys=['server.listen']" in own.output
     assert own.get("/health", port=new).status == 200
     assert own.get("/health", port=old).status == 200
     reconfigure(own, {"server": {"listen": f"tcp://127.0.0.1:{new}"}})

@@ -59,6 +59,13 @@ def test_the_days_of_a_certificate_are_whole_and_a_listener_is_listed_once() -> 
     assert status(expired).certificates[0].days == -1
 
 
+def test_refused_files_of_one_worker_are_shown() -> None:
+    refusing = worker()
+    refusing.certificates[:] = [CertificateStatus("server", "/tls.pem", NOW, "no")]
+    (found,) = status(refusing, worker(1)).certificates
+    assert found.refused == "no"
+
+
 def test_the_broker_of_one_worker_is_its_memory() -> None:
     found = status(worker()).broker
     assert (found.kind, found.connected, found.nodes, found.servers) == ("memory", True, 1, [])

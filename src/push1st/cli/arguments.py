@@ -9,6 +9,7 @@ import re
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
+import push1st
 from push1st.cli.configuration import DEMO_API, DEMO_URL
 from push1st.positions import Position
 from push1st.process.cpus import MAX_WORKERS
@@ -31,6 +32,13 @@ class Parser(argparse.ArgumentParser):
             self._reject(unknown)
         return found, unknown
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            near = get_close_matches(value, action.choices, 1) if isinstance(value, str) else []
+            if near:
+                raise argparse.ArgumentError(action, f"did you mean {near[0]}?")
+        super()._check_value(action, value)
+
     def _reject(self, unknown: list[str]) -> NoReturn:
         names = [match[0] for text in unknown if (match := _OPTION.match(text))]
         if not names:
@@ -50,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="Begin with `push1st serve`: without a configuration it runs a demo on this machine only. "
         "`push1st init` writes a configuration.",
     )
+    root.add_argument("--version", action="version", version=f"push1st {push1st.__version__}", help="print the version")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     _add_init(commands)
     _add_serve(commands)

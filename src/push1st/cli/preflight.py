@@ -7,6 +7,7 @@ and on the user, so a deployment runs the checks as the service's user (`ExecSta
 import grp
 import os
 import pwd
+import shlex
 import ssl
 import stat
 import time
@@ -68,6 +69,9 @@ def notes(config: Config, now: float | None = None) -> Iterator[str]:
     """
     found = *_listeners(config), *_certificates(config, time.time() if now is None else now)
     yield from (line for level, line in found if level == "note")
+    for file in config.files:
+        if os.path.exists(file) and os.stat(file).st_mode & stat.S_IWOTH:
+            yield f"every user of this machine may change {file} ({_mode(Path(file))}): chmod o-w {shlex.quote(file)}"
     if os.geteuid() == 0:
         yield from _not_world_readable(config)
 
@@ -101,6 +105,8 @@ def _certificates(config: Config, now: float) -> Iterator[tuple[Level, str]]:
     done = set()
     for role in ROLES:
         settings = tls_settings(config, role)
+        if isinstance(settings, Ssl) and not settings.cert:
+            yield "note", f"{located_key(config, f'{role}.ssl.enable')}: without key and cert, {tls.NOTE}"
         for name in ("cert", "ca"):
             file = getattr(settings, name, "")
             if not file or (pair := (file, getattr(settings, "key", "") if name == "cert" else "")) in done:

@@ -15,8 +15,10 @@ def run(options: Arguments) -> int:
         which = f" with {options.config}" if options.config else ""
         whose = "this user" if os.getuid() else "any user"
         if found:
-            pids = ", ".join(map(str, found))
-            print(f"push1st reload: several servers run{which}: {pids}. Say which: -c FILE, or kill -HUP PID", file=sys.stderr)
+            servers = printable(rundir.described(found))
+            print(
+                f"push1st reload: several servers run{which}: {servers}. Select one: -c FILE, or kill -HUP PID", file=sys.stderr
+            )
         else:
             print(f"push1st reload: nothing was reloaded: no server of {whose} runs{which}", file=sys.stderr)
         return 1

@@ -43,7 +43,7 @@ def _read(options: Arguments) -> ServerStatus:
         return _request(options.api)
     found = rundir.running(options.config)
     if len(found) > 1:
-        raise ClientError(f"several servers run: {', '.join(map(str, found))}. Select one with -c FILE or --api URL")
+        raise ClientError(f"several servers run: {rundir.described(found)}. Select one: -c FILE, or --api URL")
     for folder in found.values():
         if (status := controlsocket.read_status(folder)) is not None:
             return status

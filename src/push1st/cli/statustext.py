@@ -37,6 +37,8 @@ def lines(status: ServerStatus) -> Iterator[str]:
     yield f"  broker: {_broker(status.broker)}"
     for certificate in status.certificates:
         yield f"  certificate of {certificate.listener}: {certificate.days} days left ({certificate.file})"
+        if certificate.refused:
+            yield f"    the newest files are refused: {certificate.refused}"
     if status.reload is not None:
         result = "; ".join(status.reload.problems) or "good"
         yield f"  last reload: {duration(status.at - status.reload.at)} ago: {result}"
@@ -102,7 +104,10 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 def _value(value: object) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Returns a value as in a configuration file."""
+    text = (
+        ", ".join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+    )
     return text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}…"
 
 

@@ -149,6 +149,8 @@ def _form(token: str) -> str:
     """Returns why a text is not an access token."""
     if _SESSION_TOKEN.match(token):
         return "a session token, which authorises one subscription of a Pusher client: this command checks access tokens only"
+    if token.count(".") == 2:
+        return "not a JWT: its three parts are not JSON in base64url, so a part of it may be missing or changed"
     return "not a JWT, which has three parts with dots between: make an access token with push1st token access"
 
 
@@ -177,8 +179,8 @@ def _signature(token: str, algorithm: str, app: AppConfig, others: list[AppConfi
         return TokenCheck("signature", False, f"made with {algorithm}: sign the token with HS256")
     if (place := _place(app, token)) is not None:
         number = f"secret {place + 1} of {len(app.secrets)}" if place else "the secret"
-        retired = ", which the next rotation retires: sign new tokens with the first secret" if place else ""
-        return TokenCheck("signature", True, f"made with {number} of app {app.id}{retired}")
+        older = f", until `push1st app retire {app.id}` removes it: sign new tokens with the first secret" if place else ""
+        return TokenCheck("signature", True, f"made with {number} of app {app.id}{older}")
     if other := next((one for one in others if _place(one, token) is not None), None):
         remedy = f"sign the token with the secret of app {app.id}"
         return TokenCheck("signature", False, f"made with the secret of app {other.id}: {remedy}")

@@ -117,6 +117,7 @@ class Certificates:
         for role, loaded in self._loaded.items():
             files = _states(loaded.settings)
             if files == loaded.files:
+                self._metrics.refused_certificates.pop(role, None)
                 continue
             if seen.get(role) != files:
                 self._seen[role] = files
@@ -124,6 +125,7 @@ class Certificates:
             try:
                 renewed = self._checked(role, loaded.settings, loaded.settings)
             except TlsFileError as exc:  # tried again in a minute: the certificate may not be valid yet
+                self._metrics.refused_certificates[role] = str(exc)
                 if self._refused.get(role) != files:
                     self._refused[role] = files
                     self._metrics.reloads.results["refused"] += 1
@@ -163,6 +165,7 @@ class Certificates:
     def _use(self, role: Role, loaded: Loaded) -> None:
         self._loaded[role] = loaded
         self._refused.pop(role, None)
+        self._metrics.refused_certificates.pop(role, None)
         if loaded.facts is not None:
             self._metrics.certificates[role] = loaded.facts.expires
 

@@ -48,7 +48,7 @@ async def report(
     lag = max(0.0, time.perf_counter() - due)
     worker = worker_figures(node, name, began, number, lag, await asyncio.to_thread(open_files))
     certificates = [
-        CertificateStatus(role, settings.cert, node.metrics.certificates[role])
+        CertificateStatus(role, settings.cert, node.metrics.certificates[role], node.metrics.refused_certificates.get(role, ""))
         for role in ROLES
         if (settings := tls_settings(config, role)) is not None and role in node.metrics.certificates
     ]

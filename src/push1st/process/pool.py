@@ -279,7 +279,7 @@ class Pool:
     async def _request_change(
         self, workers: Sequence[WorkerProcess], request: Callable[[int], PrepareChange | ApplyChange]
     ) -> tuple[list[str], list[str]]:
-        """Sends a request to workers; returns the lines and the problems in their replies.
+        """Sends a request to workers; returns the lines and the problems in their replies. A problem of all workers has one line.
 
         A worker that ends has no problem, because another worker starts with the new configuration.
         """
@@ -296,14 +296,17 @@ class Pool:
         await asyncio.gather(*(wait(worker, reply) for worker, _, reply in replies))
         lines: dict[str, None] = {}
         problems: list[str] = []
+        reasons = [reply.result().problem for _, _, reply in replies if reply.done()]
+        is_common = len(reasons) > 1 and len(replies) == len(reasons) and len(set(reasons)) == 1
         for worker, id, reply in replies:
             worker.changes.pop(id, None)
             if reply.done():
                 lines.update(dict.fromkeys(reply.result().lines))
-                problems += [f"worker {worker.number}: {line}" for line in reply.result().problem.splitlines()]
+                lines_of = reply.result().problem.splitlines()
+                problems += lines_of if is_common else [f"worker {worker.number}: {line}" for line in lines_of]
             elif not worker.process.ended.done():
                 problems.append(f"worker {worker.number} did not answer within {self._change_seconds:g} s")
-        return list(lines), problems
+        return list(lines), list(dict.fromkeys(problems))
 
     # Stopping
 

@@ -16,7 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from push1st.errors import ConfigError
@@ -74,6 +74,18 @@ def running(config: str | None) -> dict[int, Path]:
         except OSError:  # no server has run in this folder, or the server has just ended
             pass
     return found
+
+
+def described(found: Mapping[int, Path]) -> str:
+    """Returns a text that names servers by process id and configuration file. found: the result of `running`."""
+
+    def file(folder: Path) -> str:
+        try:
+            return os.fsdecode(_read(folder / _NAME))
+        except OSError:  # a server without a file, or a server that has just ended
+            return ""
+
+    return ", ".join(f"{process} ({file(folder) or 'no file'})" for process, folder in found.items())
 
 
 def _base() -> Path:

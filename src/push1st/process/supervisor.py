@@ -184,7 +184,7 @@ class Supervisor:
         Raises ConfigError or OSError if the first new worker does not start.
         """
         pool = self._pool
-        log.info("reloading", workers=worker_count(config))
+        log.info("reloading", workers=worker_count(config), keys=self._pool.restart_keys(config))
         had_engine = pool.engine is not None
         added = self._sockets.bind_missing(config)
         try:

@@ -47,6 +47,8 @@ def test_every_command_names_a_function_that_exists(line: list[str]) -> None:
         (["serve", "server.yml"], "too many arguments; give the configuration file with -c FILE"),
         (["publish", "c", "e", "two", "words"], "too many arguments; put text with spaces in quotes"),
         (["check", "--sekret=hunter2"], "unknown option --sekret"),
+        (["sttus", "--secret=hunter2"], "argument COMMAND: did you mean status?"),
+        (["app", "ad", "--secret=hunter2"], "did you mean add?"),
     ],
 )
 def test_an_unknown_argument_is_rejected_without_its_text(line: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

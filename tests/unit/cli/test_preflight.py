@@ -158,6 +158,17 @@ def test_certificate_that_is_not_valid_is_an_error_and_one_that_expires_soon_is_
     assert any(line.startswith(soon) for line in notes(config, now + 21.5 * day))
 
 
+def test_self_signed_certificate_and_a_file_that_everybody_may_change_are_notes(tmp_path: Path) -> None:
+    (tmp_path / "apps.yml").touch()
+    (tmp_path / "apps.yml").chmod(0o666)
+    server = ServerConfig(listen=(), ssl=Ssl(True))
+    config = Config(server=server, api=ApiConfig(listen=()), files=(str(tmp_path / "apps.yml"),))
+    first, second = machine_notes(config)
+    assert first.startswith("server.ssl.enable: without key and cert, self-signed certificate in use")
+    assert second.startswith(f"every user of this machine may change {tmp_path}/apps.yml (")
+    assert second.endswith(f" 0666): chmod o-w {tmp_path}/apps.yml")
+
+
 def test_mqtt_certificates_are_checked_too(tmp_path: Path) -> None:
     for name in ("key", "cert", "ca"):
         (tmp_path / name).write_text("nothing")

@@ -6,7 +6,7 @@ import pytest
 from push1st.cli.statustext import MAX_APPS, MAX_SETTINGS, duration, lines
 from push1st.config.model import AppConfig, Config
 from push1st.config.settings import Setting
-from push1st.status import AppFigures, BrokerServer, BrokerStatus, ReloadStatus
+from push1st.status import AppFigures, BrokerServer, BrokerStatus, CertificateStatus, ReloadStatus
 from tests.support.server_status import CONFIG, NOW, status, worker
 
 
@@ -28,6 +28,21 @@ def test_the_text_of_a_server_names_its_parts() -> None:
     ):
         assert words in text
     assert len(text.splitlines()) <= 24
+
+
+def test_refused_files_of_a_certificate_are_shown() -> None:
+    refusing = worker()
+    refusing.certificates[:] = [CertificateStatus("server", "/tls.pem", NOW, "it expired")]
+    assert "    the newest files are refused: it expired" in lines(status(refusing))
+
+
+def test_value_is_written_as_in_a_configuration_file() -> None:
+    settings = [Setting("server.ssl.enable", True, "server.yml:1"), Setting("server.workers", 1, "server.yml:2")]
+    text = list(lines(msgspec.structs.replace(status(worker()), settings=settings)))
+    assert [line.split() for line in text if "server.yml:" in line] == [
+        ["server.ssl.enable", "true", "server.yml:1"],
+        ["server.workers", "1", "server.yml:2"],
+    ]
 
 
 def test_a_worker_without_an_answer_is_shown_as_such() -> None:

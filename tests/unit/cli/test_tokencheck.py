@@ -131,6 +131,7 @@ def test_a_text_that_is_no_token_is_rejected_without_its_content(text: str) -> N
     found = wrong(check(text))
     assert list(found) == ["form"]
     assert not text or text not in found["form"]
+    assert ("its three parts are not JSON" in found["form"]) == (text.count(".") == 2)
 
 
 def test_a_session_token_is_recognised() -> None:
@@ -150,7 +151,7 @@ def test_an_older_secret_is_named_by_its_number() -> None:
     found = check(token(), rotated)
     assert found.accepted
     (text,) = [one.text for one in found.checks if one.part == "signature"]
-    assert text.startswith("made with secret 2 of 2 of app shop, which the next rotation retires")
+    assert text.startswith("made with secret 2 of 2 of app shop, until `push1st app retire shop` removes it")
 
 
 def test_a_token_above_the_limit_is_rejected() -> None:

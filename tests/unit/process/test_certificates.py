@@ -102,8 +102,10 @@ def test_a_pair_that_does_not_fit_is_refused_once_and_the_old_one_stays(site: Si
     assert site.tick(5 * CHECK_SECONDS) == ["certificate refused, the old one stays"]
     assert (site.keys, site.days) == (before, 10)
     assert site.metrics.reloads.results == {"refused": 1}
+    assert "does not belong to the certificate" in site.metrics.refused_certificates["server"]
     site.issue(days=60)
     assert site.tick() == ["certificate renewed"]
+    assert site.metrics.refused_certificates == {}
     assert site.days == 60
 
 

@@ -82,6 +82,8 @@ def test_added_removed_and_disabled_apps_are_named() -> None:
         "app blog: added",
     ]
     assert described(BASE, with_app(enable=False)) == ["app shop: disabled, its clients are disconnected"]
+    disabled = msgspec.structs.replace(BASE, apps=(msgspec.structs.replace(APP, enable=False),))
+    assert described(disabled, BASE) == ["app shop: enabled"]
 
 
 def test_nothing_is_said_about_equal_configurations() -> None:

@@ -301,6 +301,12 @@ async def test_a_worker_that_cannot_check_a_change_stops_it_for_all(
         assert [slot.config.log.level for slot in made.pool.slots] == ["info", "info"]
 
 
+async def test_reason_of_all_workers_is_given_once(tmp_path: Path) -> None:
+    async with two_workers(tmp_path, refusing, refusing) as made:
+        with pytest.raises(ConfigError, match=r"^no file$"):
+            await made.pool.change(with_level(made.config))
+
+
 async def test_a_worker_that_does_not_apply_a_change_is_named(tmp_path: Path) -> None:
     def half(process: FakeProcess, message: ControlMessage) -> None:
         if not isinstance(message, ApplyChange):
