@@ -11,7 +11,7 @@ from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import ENVIRONMENT, listening, load_or_demo
 from push1st.cli.findings import Finding, divided
 from push1st.config import brokerurl
-from push1st.config.model import AppConfig, Config, all_disabled, strictness, unserved
+from push1st.config.model import AppConfig, Config, all_disabled, strictness, unserved, weak_secrets
 from push1st.errors import ConfigError
 from push1st.hooks import shown
 from push1st.hooks.processes import problem
@@ -54,7 +54,7 @@ def run(options: Arguments) -> int:
         if not options.json:
             raise
         return _print_json(source, divided("error", str(exc).split("\n"), source=source))
-    found = (*strictness(config), *notes(config), *_uncallable(config), *preflight.notes(config))
+    found = (*weak_secrets(config), *strictness(config), *notes(config), *_uncallable(config), *preflight.notes(config))
     if options.json:
         ids = {app.id for app in config.apps}
         return _print_json(source, [*divided("warning", config.warnings, ids, source), *divided("note", found, ids, source)])

@@ -5,6 +5,7 @@ from the Push1st API, section 9. A parser raises a ValueError that describes the
 place to this error. The `repr` of a struct shows `…` in place of a key, a secret, or a URL that may contain a password.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import msgspec
@@ -383,6 +384,9 @@ def unserved(config: Config) -> str:
     return ""
 
 
+SHOWN_IDS = 5
+"""the maximum number of apps that a line names"""
+
 # The limits of the original Push1st, which limits only the size of an event. The number 0 stands for no limit.
 _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
     ("members", "connections", "subscriptions", "channels_per_event", "client_events", "publishes", "reads"), 0
@@ -390,24 +394,26 @@ _PUSH1ST = {"payload": 65_400} | dict.fromkeys(
 
 
 def strictness(config: Config) -> list[str]:
-    """Returns lines about enabled apps: lower limits than in the original Push1st, and secrets that are too short.
-
-    Apps with the same limits are in the same line.
-    """
+    """Returns lines about enabled apps with lower limits than in the original Push1st; apps with the same limits share a line."""
     alike: dict[str, list[str]] = {}
-    lines = []
     for app in config.apps:
-        if not app.enable:
-            continue
         stricter = [
             f"{field.replace('_', '-')} {ours} ({theirs or 'unlimited'})"
             for field, theirs in _PUSH1ST.items()
             if (ours := getattr(app.limits, field)) and (ours < theirs or not theirs)
         ]
-        if stricter:
+        if stricter and app.enable:
             alike.setdefault(", ".join(stricter), []).append(app.id)
-        if any(len(secret.encode()) < SECRET_BYTES for secret in app.secrets) and not config.demo:
-            lines.append(f"{app.id}: the secret is shorter than {SECRET_BYTES} bytes: access tokens signed with it are weak")
-    return [
-        f"{', '.join(ids)}: limits (in brackets those of the original Push1st): {limits}" for limits, ids in alike.items()
-    ] + lines
+    return [f"{_some(ids)}: limits (in brackets those of the original Push1st): {limits}" for limits, ids in alike.items()]
+
+
+def weak_secrets(config: Config) -> list[str]:
+    """Returns a line about the enabled apps with a secret that is too short; nothing for the demo, whose secret is known."""
+    weak = [app.id for app in config.apps if app.enable and any(len(secret.encode()) < SECRET_BYTES for secret in app.secrets)]
+    reason = f"the secret is shorter than {SECRET_BYTES} bytes, so access tokens signed with it are weak"
+    return [f"{_some(weak)}: {reason}"] if weak and not config.demo else []
+
+
+def _some(ids: Sequence[str]) -> str:
+    """Returns the first ids, and the number of the others."""
+    return ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS:,} more apps" if len(ids) > SHOWN_IDS else "")

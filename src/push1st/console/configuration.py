@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import strictness
+from push1st.config.model import strictness, weak_secrets
 from push1st.config.settings import settings
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.notes import notes
@@ -44,7 +44,7 @@ class Configuration:
         return {
             "file": state.config,
             "settings": settings(config),
-            "warnings": bounded(config.warnings),
+            "warnings": bounded((*config.warnings, *weak_secrets(config))),
             "notes": bounded(notes(config)),
             "strictness": bounded(strictness(config)),
             "listeners": state.listeners,
