@@ -442,18 +442,20 @@ class Node:
     ) -> MaybeAwaitable[Published]:
         """Sends an event to a channel's subscribers, and to the channel's history. Raises Refused(503) and LimitReached.
 
-        `key`: an idempotency key, or "" (`Broker.publish`).
+        `key`: an idempotency key, or "". `retain`: see `Broker.publish` for both.
         `mqtt`: the fields that only MQTT clients use; None if no MQTT client publishes the event.
-        `retain`: see `Broker.publish`.
         """
-        if self.tap is not None:
-            self.tap.published(app, channel, event, data, sender, user_id)
+        if (tap := self.tap) is not None:
+            if tap.counts_only:
+                tap.passed[sender == API] += 1
+            else:
+                tap.published(app, channel, event, data, sender, user_id)
         id, now = stamp
-        target = options.session
+        target, name = options.session, app.config.id
         if app.history is not None and options.delivery == "broadcast" and not event.startswith(INTERNAL):
             section = app.history(channel)
             if section is not None and (section.client_events or sender == API):
-                ttl, name = options.ttl, app.config.id
+                ttl = options.ttl
                 expires = now + int(min(ttl, MAX_TTL_SECONDS) * 1_000_000_000) if ttl else 0
                 kept = KeptMessage(
                     name, channel, event, data, id, now, sender, exclude, "broadcast", target, user_id, headers, expires
@@ -462,12 +464,10 @@ class Node:
                 return self._broker.publish(kept, section, key, retain)
         if mqtt is not None:
             sent = MqttMessage(
-                app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers, mqtt
+                name, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers, mqtt
             )
             return self._broker.publish(sent, None, key, retain)
-        message = Message(
-            app.config.id, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers
-        )
+        message = Message(name, channel, event, data, id, now, sender, exclude, options.delivery, target, user_id, headers)
         return self._broker.publish(message, None, key) if key else self._broker.publish(message)
 
     def receive(self, message: Message) -> int:

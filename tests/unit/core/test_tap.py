@@ -25,7 +25,7 @@ from push1st.errors import Refused
 from push1st.hooks import Attempt, Decision
 from push1st.hooks.events import Connecting, Subscribing
 from push1st.logs import MASK
-from push1st.messages import Publish, SignedInUser, Subscribe, Unsubscribe
+from push1st.messages import API, Publish, SignedInUser, Subscribe, Unsubscribe
 from tests.support.loop import done
 from tests.support.node import APP, World, app_config
 
@@ -64,7 +64,10 @@ class Tapped:
     def publish(self, channel: str = "news", data: bytes = b'"x"', count: int = 1, **more: Any) -> None:
         for _ in range(count):
             app = more.get("app", self.world.app)
-            done(resolve(self.node.publish(app, channel, "e", data, self.node.stamp())))
+            done(resolve(self.node.publish(app, channel, "e", data, self.node.stamp(), more.get("sender", API))))
+
+    def counts_only(self) -> bool:
+        return self.tap.counts_only
 
     def session(self) -> Session:
         session, _ = self.world.session()
@@ -314,6 +317,35 @@ def test_events_above_the_rate_are_counted(tapped: Tapped) -> None:
     tapped.tap.tick()
     assert [len(batch["events"]) for batch in tapped.batches] == [MAX_BATCH] * (MAX_RATE // MAX_BATCH) + [0]
     assert tapped.batches[-1]["dropped"] == {"published": 1}
+
+
+def test_events_that_the_node_counts_itself_are_counted_for_the_watches_that_want_them(tapped: Tapped) -> None:
+    for id, kinds in (("1", []), ("2", ["published"]), ("3", ["refused"])):
+        tapped.watch(id, what=kinds)
+    tapped.publish(count=MAX_RATE)
+    assert not tapped.counts_only()
+    tapped.publish(count=5)
+    tapped.publish(count=3, sender="1.1")
+    assert tapped.counts_only()
+    late = tapped.watch("4")
+    tapped.publish()
+    assert (len(late.events), late.dropped_published, tapped.counts_only()) == (1, 0, False)
+    tapped.tap.unwatch("4")
+    tapped.publish(count=2)
+    assert tapped.counts_only()
+    tapped.tap.tick()
+    assert not tapped.counts_only()
+    counts = [batch["dropped"] for batch in tapped.batches if batch["dropped"]]
+    assert counts == [{"published": 8, "client-event": 3}, {"published": 8}]
+
+
+def test_node_does_not_count_itself_while_a_watch_has_a_filter_of_events(tapped: Tapped) -> None:
+    tapped.watch("1")
+    tapped.watch("2", channel="quiet")
+    tapped.publish(count=MAX_RATE + 7)
+    tapped.publish("quiet")
+    assert not tapped.counts_only()
+    assert [event["channel"] for event in tapped.events()][-1] == "quiet"
 
 
 def test_watch_takes_its_rate_again_in_the_next_second(tapped: Tapped) -> None:
