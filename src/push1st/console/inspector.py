@@ -3,7 +3,8 @@
 An operator watches through the console of one worker. This worker sends the watch to all workers every `RENEW_SECONDS`, so a
 worker that starts later gets the watch too. Each worker has a tap while it has watches, and sends batches of events to the worker
 of the operator, which passes them on unread. If the operator leaves, the watch ends at once; if the operator's worker is lost,
-the watch ends on the other workers after `WATCH_SECONDS`.
+the watch ends on the other workers after `WATCH_SECONDS`. If the operator's network or page is too slow for the events, the
+worker of the operator counts whole batches, so that the page stays connected.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from push1st.errors import Refused
 
 FIRST_RENEWAL_SECONDS = 1.0
 """the time until the first renewal of a watch; a worker that has just started may not know all other workers yet"""
+MAX_UNSENT = 262_144
+"""the number of unsent bytes of a page above which further batches are only counted; `live.MAX_UNSENT` ends a page"""
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
@@ -35,6 +38,20 @@ class WatchOrder(msgspec.Struct, frozen=True):
     filter: TapFilter
 
 
+class KindOnly(msgspec.Struct, frozen=True):
+    """The part of an event (`tap.TapEvent`) that is counted."""
+
+    what: str
+
+
+class BatchKinds(msgspec.Struct, frozen=True):
+    """The part of a batch (`tap.TapBatch`) that is counted."""
+
+    events: list[KindOnly] = []
+    dropped: dict[str, int] = {}
+
+
+_kinds = msgspec.json.Decoder(BatchKinds)
 _order = msgspec.json.Decoder(WatchOrder)
 _encode = msgspec.json.Encoder().encode
 
@@ -50,6 +67,8 @@ class Inspector:
         self._taps = TapOwner(context, self._send_events)
         self._own: dict[LiveSocket, WatchOrder] = {}
         """the watches of this worker's operators"""
+        self._missed: dict[LiveSocket, Counter[str]] = {}
+        """the counts of the events that pages with too many unsent bytes have missed"""
         self._count = 0
         self._renew_at: asyncio.TimerHandle | None = None
         context.wire.handle(BEGIN, self._begin)
@@ -75,6 +94,7 @@ class Inspector:
 
     def unwatch(self, socket: LiveSocket) -> None:
         """Ends the watch of a socket, if it has one."""
+        self._missed.pop(socket, None)
         order = self._own.pop(socket, None)
         if order is not None:
             self._context.wire.send(END, order.id.encode())
@@ -91,20 +111,31 @@ class Inspector:
             if socket.closed:
                 self.unwatch(socket)
             else:
+                self._send_missed(socket)
                 self._context.wire.send(BEGIN, _encode(order))
         if self._own:
             self._renew_later(next_seconds)
 
     def _pass_on(self, data: bytes) -> None:
-        """Passes a batch of a worker to the operator; the batch follows the id of the watch."""
+        """Passes a batch of a worker to the operator, or counts it; the batch follows the id of the watch."""
         id, _, text = data.partition(b"\n")
         for socket, order in self._own.items():
             if order.id.encode() == id:
                 if socket.closed:
                     self.unwatch(socket)
+                elif socket.unsent > MAX_UNSENT:
+                    batch, missed = _kinds.decode(text), self._missed.setdefault(socket, Counter())
+                    missed.update(batch.dropped)
+                    missed.update(event.what for event in batch.events)
                 else:
+                    self._send_missed(socket)
                     socket.send(text)
                 return
+
+    def _send_missed(self, socket: LiveSocket) -> None:
+        """Sends the counts of the events that a page has missed, if the page reads again."""
+        if socket in self._missed and socket.unsent <= MAX_UNSENT:
+            socket.send(_encode({"events": [], "dropped": self._missed.pop(socket)}))
 
     # The tap of this worker
 

@@ -93,6 +93,11 @@ class LiveSocket(SocketOwner):
     def closed(self) -> bool:
         return self._closing
 
+    @property
+    def unsent(self) -> int:
+        """The number of bytes that wait because the page does not read them."""
+        return self._transport.get_write_buffer_size()
+
     def send(self, message: bytes) -> None:
         """Sends a message, which is JSON."""
         if not self._closing and not self._transport.is_closing():

@@ -67,6 +67,7 @@ class Socket:
 
     def __init__(self) -> None:
         self.closed = False
+        self.unsent = 0
         self.messages: list[dict[str, Any]] = []
         self.came = asyncio.Event()
 
@@ -215,6 +216,24 @@ async def test_events_wait_until_the_worker_of_the_operator_can_be_reached() -> 
     bus.away = False
     await socket.until(lambda one: len(one.events) == 4)
     assert not any(message["dropped"] for message in socket.messages)
+
+
+@pytest.mark.parametrize("is_quiet", [False, True], ids=["more events", "a renewal"])
+async def test_slow_page_gets_counts_in_place_of_events(monkeypatch: pytest.MonkeyPatch, is_quiet: bool) -> None:
+    monkeypatch.setattr(inspector, "FIRST_RENEWAL_SECONDS", FAST)
+    worker, socket = Worker(Bus(), "here"), Socket()
+    worker.inspector.watch(socket, {})
+    socket.unsent = inspector.MAX_UNSENT + 1
+    await worker.publish(count=tap.MAX_RATE + 5)
+    await until(lambda: sum(sum(one.values()) for one in worker.inspector._missed.values()) == tap.MAX_RATE + 5)
+    assert socket.events == []
+    socket.unsent = 0
+    if not is_quiet:
+        await worker.publish()
+        await socket.until(lambda one: one.events)
+    await socket.until(lambda one: any(message["dropped"] for message in one.messages))
+    assert [one["dropped"] for one in socket.messages if one["dropped"]] == [{"published": tap.MAX_RATE + 5}]
+    worker.inspector.unwatch(socket)
 
 
 async def test_many_events_that_cannot_be_sent_are_counted() -> None:
