@@ -13,12 +13,21 @@ WITH_NODE := PATH="$(CURDIR)/$(BIN):$$PATH"
 # One resolution for all platforms and Python versions that pyproject.toml allows.
 LOCK = .lock/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --upgrade --no-annotate --no-header --quiet
 
-# Four files at a time, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
-PARALLEL = -n 4 --dist loadfile --no-loadscope-reorder
+# One file in each process, in the order of `testpaths`: those that wait for seconds come first, so that no long file runs last.
+BY_FILE = --dist loadfile --no-loadscope-reorder
+PARALLEL = -n 4 $(BY_FILE)
+
+# Tests of servers and clients wait most of the time: five of their files use little more than one core. The others compute, and
+# use what is left: they have a lower priority, so that no server waits for them, and ports of their own (tests/support/process.py).
+WAITING = tests/cluster tests/clients tests/docs
+BUSY = tests/contract tests/unit
+RUN_WAITING = $(BIN)/python -m pytest -n 5 $(BY_FILE) $(WAITING)
+RUN_BUSY = TESTS_PORT_PART=6 nice -n 5 $(BIN)/python -m pytest -n 2 $(BY_FILE) --timeout 180 -o cache_dir=.pytest_cache/busy $(BUSY)
 
 # A test that failed beside others runs again, alone: on a busy machine, its server or its client may not get a core in time. If it
 # fails again, `make test` fails. Both runs are in the output, so a test that often needs the second run is easy to find.
 AGAIN = --last-failed --last-failed-no-failures none
+RUN_AGAIN = test: the tests that failed run again, one after another
 
 # Six tests at a time, whatever their file, since the long tests of one file take a quarter of an hour one after another.
 PARALLEL_LONG = -n 6 --dist worksteal
@@ -33,7 +42,7 @@ unexport PYTHONDONTWRITEBYTECODE
 SECONDS ?= 600
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-ready test-long test-broker coverage model model-cluster check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
+.PHONY: help install serve test test-waiting test-busy test-ready test-long test-broker coverage model model-cluster check bench bench-cluster bench-history bench-sse bench-fairness format lock clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do \
@@ -46,10 +55,24 @@ serve: $(INSTALLED) ## run the demo: WebSockets on 127.0.0.1:6001, API on 127.0.
 	@exec $(BIN)/push1st serve
 
 test: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run every test: unit and contract, real clients against a real server, the book
-	@echo "test: unit, contract, other people's clients, the book; four files at a time, since most of them wait"
+ifeq ($(ARGS),)
+	@echo "test: other people's clients, clusters and the book, five files at a time; beside them unit and contract, two at a time"
+	@rm -f $(VENV)/.failed-*
+	@$(MAKE) --no-print-directory -j 2 test-waiting test-busy
+	@[ ! -e $(VENV)/.failed-waiting ] || { echo "$(RUN_AGAIN)"; $(BIN)/python -m pytest $(AGAIN) $(WAITING); }
+	@[ ! -e $(VENV)/.failed-busy ] || { echo "$(RUN_AGAIN)"; $(BIN)/python -m pytest $(AGAIN) -o cache_dir=.pytest_cache/busy $(BUSY); }
+else
 	@$(BIN)/python -m pytest $(PARALLEL) $(ARGS) || { \
-		[ $$? -eq 1 ] && echo "test: the tests that failed run again, one after another" && \
-		$(BIN)/python -m pytest $(AGAIN) $(ARGS); }
+		[ $$? -eq 1 ] && echo "$(RUN_AGAIN)" && $(BIN)/python -m pytest $(AGAIN) $(ARGS); }
+endif
+
+# Parts of `make test`. A part with failed tests leaves a file, and does not end the other part.
+test-waiting:
+	@$(RUN_WAITING) || { [ $$? -eq 1 ] && touch $(VENV)/.failed-waiting; }
+
+test-busy:
+	@$(RUN_BUSY) > $(VENV)/busy.log 2>&1; code=$$?; echo "test: unit and contract"; cat $(VENV)/busy.log; \
+		[ $$code -eq 0 ] || { [ $$code -eq 1 ] && touch $(VENV)/.failed-busy; }
 
 test-ready: $(INSTALLED) ## compile the tests once; otherwise each process of `make test` compiles them
 	@echo "test-ready: compiling the tests"

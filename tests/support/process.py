@@ -73,7 +73,8 @@ def _own_ports() -> Iterator[int]:
     So a port is still free when a server binds it later.
     """
     name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
-    part = int(name.removeprefix("gw")) % PORT_PARTS
+    first_part = int(os.environ.get("TESTS_PORT_PART", "0"))  # `make test` runs two sets of processes
+    part = (first_part + int(name.removeprefix("gw"))) % PORT_PARTS
     size = (MAX_PORT - MIN_PORT) // PORT_PARTS
     first, start = MIN_PORT + part * size, time.time_ns() % size  # two runs on one machine begin at different ports
     while True:
