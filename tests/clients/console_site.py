@@ -98,7 +98,7 @@ STYLES = """(() => {
 SIGN_IN = "Boolean(document.querySelector('input[type=password]')) && !document.querySelector('nav')"
 """whether the page shows the sign-in and nothing else"""
 ALL_WORK = """(document.querySelector('main section table')?.tBodies[0].rows.length === 2
-  && !/has not answered|broker is away/.test(document.querySelector('.verdict').innerText))"""
+  && !/has not answered|broker is away since/.test(document.querySelector("main").innerText))"""
 """whether the overview shows two workers and the broker; it may also say that the machine is busy, or what has happened"""
 MODULE_NAMES = [f"/{screen}.js" for screen in SCREENS]
 LOADED = "performance.getEntriesByType('resource')"
@@ -297,7 +297,9 @@ def picture(tab: Tab, name: str) -> None:
     PICTURES.mkdir(exist_ok=True)
     width, height, needed = tab.evaluate("[innerWidth, innerHeight, document.documentElement.scrollHeight]")
     if needed > height and not tab.evaluate("Boolean(document.querySelector('dialog[open]'))"):
-        tab.resize(width, min(needed, MAX_HEIGHT))
+        for _ in range(3):  # a part of the page may grow with the window
+            tab.resize(width, min(needed, MAX_HEIGHT))
+            needed = tab.evaluate("document.documentElement.scrollHeight")
         tab.picture(PICTURES / f"{name}.png", most=MAX_HEIGHT)
         tab.resize(width, height)
     else:

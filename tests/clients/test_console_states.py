@@ -72,7 +72,7 @@ def test_screens_with_hostile_and_longest_names(page: Site) -> None:
 def publish_an_event(page: Site) -> None:
     """Publishes an event with the event creator."""
     fill(page, "news")
-    page.until_text("published")
+    until(page.tab, "Boolean(document.querySelector('td .badge.ok'))")
 
 
 def cause_events(page: Site) -> None:
@@ -94,6 +94,7 @@ HAPPENINGS = {"events": publish_an_event, "inspector": cause_events}
 def fill(page: Site, channel: str) -> None:
     """Fills in the form of the event creator with the keyboard, and submits it."""
     page.go("events", app="app-test", channel=channel)
+    until(page.tab, f"document.querySelector('[data-search]').value === {json.dumps(channel)}")
     page.tab.evaluate("document.querySelector('[data-search]').focus()")
     page.tab.press("Tab")
     page.tab.write("order")
@@ -227,12 +228,12 @@ def test_screens_without_the_broker(page: Site) -> None:
     page.go("overview")
     page.broker.kill()
     try:
-        page.until_text("The broker is away. The page")
+        page.until_text("The broker is away since")
         for name, (screen, params) in PLACES.items():
             page.go("events")  # so that no answer from before is shown
             page.begin(screen, **params)
             until(page.tab, "!document.querySelector('.loading, .bone, .busy')", 20)
-            page.until_text("The broker is away.")
+            page.until_text("The broker is away since")
             found |= look(page, "away", name)
     finally:
         page.broker.start()

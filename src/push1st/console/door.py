@@ -7,6 +7,7 @@ repeats the exchange until the other worker has replied.
 
 import asyncio
 import secrets
+import socket
 from collections.abc import Collection, Mapping
 
 import msgspec
@@ -32,12 +33,13 @@ log = logs.get("push1st.console")
 
 
 class ConsoleDoor:
-    """The sign-in and the sessions of a worker's console."""
+    """The sign-in and the sessions of a worker's console. worker: the name of the worker on the pages."""
 
     def __init__(self, context: ConsoleContext, password: PasswordHash, sessions: OperatorSessions, live: Live) -> None:
         self._clock = context.node.clock
         self._wire = context.wire
         self._name = context.name
+        self.worker = f"{socket.gethostname()}:{context.number}"
         self._login = Login(password, context.node.clock.monotonic, self._tell)
         self._sessions = sessions
         self._live = live

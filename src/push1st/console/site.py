@@ -78,6 +78,7 @@ class Site:
         self._node = edge.node
         self._urls = addresses(edge.config)
         self._door = door
+        self._headers = NO_STORE + b"Push1st-Worker: %b\r\n" % door.worker.encode("ascii", "replace")
         self._live = live
         self._assets = assets
         self._guard = guard
@@ -156,7 +157,7 @@ class Site:
         if path == "logout" and method == "POST":
             await self._door.sign_out(session)
             return Response(200, b"{}", headers=NO_STORE + self._guard.set_cookie("", 0))
-        headers = NO_STORE
+        headers = self._headers
         if renewed := self._door.renewed(session):
             session = renewed
             headers += self._cookie(session)

@@ -2,7 +2,7 @@
 /** The list of apps. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { go, link, path, useCall } from "./data.js";
-import { plain, short, whole } from "./text.js";
+import { bytes, plain, short, whole } from "./text.js";
 import { Badge, Dialog, Empty, Facts, Filter, Missing, Name, Pager, Screen, Table, Text } from "./ui.js";
 
 const LIMIT = 50;
@@ -74,13 +74,13 @@ function Detail({ app, close }) {
         ["Key", html`<${Name} of=${app.key} />`],
         ["Secrets", `set, ${app.secrets.join(" + ")} bytes`],
         ["Subscriptions", figure(app.subscriptions)],
-        ["Channels, of each worker", figure(app.channels)],
+        ["Channels, sum of the workers", figure(app.channels)],
         given(app.refusals) && ["Refusals", figure(app.refusals)],
         app.source && ["Source", html`<${Name} of=${app.source} />`],
         app.origins && ["Origins", html`<${Text} of=${app.origins.join(", ") || "all"} />`],
       ]}
     />
-    ${app.limits && html`<p class="strong">Limits</p><${Facts} pairs=${Object.entries(app.limits).map(([key, value]) => [key, html`<${Text} of=${value === null ? "none" : value === 0 ? "unlimited" : typeof value === "number" ? whole(value) : String(value)} />`])} />`}
+    ${app.limits && html`<p class="strong">Limits</p><${Facts} pairs=${Object.entries(app.limits).map(([key, value]) => [key, html`<${Text} of=${value === null ? "none" : value === 0 ? "unlimited" : typeof value === "number" ? (key === "payload" ? bytes(value) : whole(value)) : String(value)} />`])} />`}
   <//>`;
 }
 

@@ -35,7 +35,7 @@ export function Channel({ params }) {
         <${Facts}
           pairs=${[
             ["Kind", html`<${Kind} of=${data.kind ?? "–"} />`],
-            ["Subscriptions", live(short(data.subscriptions ?? 0))],
+            [data.away ? `Subscriptions on ${data.from}` : "Subscriptions", live(short(data.subscriptions ?? 0))],
             isPresence && ["Members", typeof data.users === "number" ? live(short(data.users)) : "not known"],
           ]}
         />
@@ -104,7 +104,7 @@ function History({ app, name, after }) {
   const items = data?.items;
   const resumed = Object.entries(data?.resumptions ?? {});
   return html`<section aria-label="History">
-    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` Position: <span class="mono">${data.position}</span>`}</p><button type="button" onClick=${reload}>Refresh</button></div>
+    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` Position: <span class="mono">${data.position}</span>`}</p>${!error && html`<button type="button" onClick=${reload}>Refresh</button>`}</div>
     <${Table}
       caption="Kept messages"
       rows=${items}
@@ -115,7 +115,7 @@ function History({ app, name, after }) {
       bones=${3}
       empty=${html`<${Empty} title="The history is empty">Messages appear here after they are published, until they expire.<//>`}
       columns=${[
-        { key: "offset", label: "Offset", size: "s" },
+        { key: "offset", label: "Offset", size: "s", number: true, show: (/** @type {any} */ row) => whole(row.offset) },
         { key: "at", label: "Time", size: "t", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
         {
           key: "event",

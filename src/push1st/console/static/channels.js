@@ -47,7 +47,7 @@ export function Channels({ params }) {
         : isFiltered
           ? html`<${Empty} title="No channel matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
           : html`<${Empty} title="No channel has a subscriber">
-              Subscribe a client, then its channel appears here. <a href=${link("events", { app })}>Publish an event</a> to see it arrive.
+              Subscribe a client, then its channel appears here.
             <//>`}
       columns=${[
         { key: "name", label: "Channel", show: (/** @type {any} */ row) => html`<${Name} of=${row.name} href=${link("channel", { app, name: row.name })} />` },

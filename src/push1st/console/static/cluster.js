@@ -1,8 +1,8 @@
 // @ts-check
 /** The nodes of the cluster and the broker that connects them. */
 import { html, useEffect } from "./vendor/htm-preact.js";
-import { learnNames, useCall } from "./data.js";
-import { bytes, duration, short, whole } from "./text.js";
+import { awaySince, learnNames, useCall } from "./data.js";
+import { bytes, clock, duration, short, whole, withoutNumber } from "./text.js";
 import { Badge, Empty, Facts, live, Loading, Missing, Name, Node, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 export function Cluster() {
@@ -36,8 +36,8 @@ export function Cluster() {
 
 /** @param {any} row */
 function state(row) {
-  if (row.state === "here") return html`<${Badge} kind="ok">this worker<//>`;
-  if (row.state === "answered") return html`<${Badge} kind="ok">answered<//>`;
+  if (row.state === "here") return html`<${Badge} kind="ok">answers<//> <span class="note">this page</span>`;
+  if (row.state === "answered") return html`<${Badge} kind="ok">answers<//>`;
   return row.state === "missing" ? html`<${Badge} kind="bad">has not answered<//>` : html`<${Badge} kind="plain">no console on this node<//>`;
 }
 
@@ -51,9 +51,10 @@ function Broker({ broker, away }) {
       pairs=${[
         ["State", away || broker.connected === false ? html`<${Badge} kind="bad">away<//>` : html`<${Badge} kind="ok">connected<//>`],
         broker.kind && ["Kind", KINDS[broker.kind] ?? broker.kind],
-        broker.url && ["Address", html`<${Name} of=${broker.url} />`],
-        away && ["Reason", html`<${Text} of=${away} />`],
-        ["Time away since the start", duration(broker.away_seconds ?? 0)],
+        broker.url && ["Address", html`<${Name} of=${broker.url} />`, true],
+        away && ["Reason", html`<${Text} of=${withoutNumber(away)} />`],
+        away && ["Away since", clock(awaySince())],
+        ["Away in total", duration(broker.away_seconds ?? 0)],
         ["Messages not confirmed", short(broker.unconfirmed ?? 0)],
       ]}
     />

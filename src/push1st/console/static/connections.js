@@ -26,8 +26,7 @@ export function Connections({ params }) {
   /** @param {string} key */
   const put = (key) => (/** @type {string} */ value) => go("connections", { app, ...filter, [key]: value }, true);
   const isFiltered = Object.values(filter).some(Boolean);
-  const actions = html`${isFiltered && html`<a class="button" href=${link("connections", { app })}>Clear the filter</a>`}`;
-  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers." actions=${actions}>
+  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers.">
     <div class="fields">
       <${Filter} label="User" search value=${user} put=${put("user")} />
       <${Filter} label="Channel" value=${channel} put=${put("channel")} />
@@ -35,6 +34,7 @@ export function Connections({ params }) {
       <${Filter} label="Address" value=${ip} put=${put("ip")} />
       <${Choice} label="Protocol" value=${protocol} put=${put("protocol")} options=${PROTOCOLS} />
       <${Check} label="Slow consumers only" value=${Boolean(behind)} put=${(/** @type {boolean} */ is) => put("behind")(is ? "1" : "")} />
+      ${isFiltered && html`<a class="button" href=${link("connections", { app })}>Clear the filter</a>`}
     </div>
     <${Missing} data=${data} />
     <${Table}
@@ -114,7 +114,7 @@ function Detail({ app, row, close, end }) {
         ["Worker", html`<${Node} of=${row.worker} />`],
         ["Origin", html`<${Name} of=${row.origin} label="none" />`],
         ["Waiting to be sent", bytes(row.behind ?? 0)],
-        ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`],
+        ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`, true],
       ]}
     />
     <p class="strong">${row.channel_count ? `Subscribed to ${count(row.channel_count, "channel")}` : "Subscribed to no channel"}</p>
@@ -141,8 +141,8 @@ function Terminate({ app, row, user, close, done }) {
       <p>The server closes every connection of <b><${Text} of=${row.user} /></b> with code 4009. Their clients do not reconnect by themselves.</p>
     <//>`;
   }
-  return html`<${Confirm} title="Terminate the connection?" verb="Terminate" act=${act} close=${close}>
-    <p>The server closes the connection <b class="mono"><${Text} of=${row.id} /></b>${row.user && html` of the user <b><${Text} of=${row.user} /></b>`} on all its channels.</p>
+  return html`<${Confirm} title="Terminate the connection?" verb=${reconnect ? "Terminate once" : "Terminate for good"} act=${act} close=${close}>
+    <p>The server closes this connection, <b class="mono"><${Text} of=${row.id} /></b>${row.user && html`, of the user <b><${Text} of=${row.user} /></b>. Other connections of the user stay open`}.</p>
     <p>
       ${reconnect
         ? "Close code 4200: a Pusher client reconnects at once and subscribes again."

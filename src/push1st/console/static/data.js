@@ -52,6 +52,12 @@ export function useStore(store) {
 export const session = new Store(/** @type {"unknown" | "in" | "out"} */ ("unknown"));
 /** The reason why this worker answers alone; "" if the broker is connected. @type {Store<string>} */
 export const away = new Store("");
+/** The time since which the broker is away for this page; 0 if it is connected. */
+let awayAt = 0;
+away.listen(() => (awayAt = away.value ? awayAt || serverTime() : 0));
+export const awaySince = () => awayAt;
+/** The time since which the server does not answer; 0 if it answers. @type {Store<number>} */
+export const lostAt = new Store(0);
 /** The result of the last action, for the notice bar. @type {Store<string>} */
 export const notice = new Store("");
 /** The state of the live channel. @type {Store<"idle" | "connecting" | "open" | "waiting">} */
@@ -141,6 +147,7 @@ export async function call(method, path, body, signal) {
     if (method !== "GET") options.headers = { "Push1st-Console": "1", "Content-Type": "application/json" };
     if (body !== undefined) options.body = JSON.stringify(body);
     const response = await fetch("api/" + path, options);
+    lostAt.set(0);
     const date = Date.parse(response.headers.get("Date") ?? "");
     if (date) ahead = Math.abs(date - Date.now()) < 2000 ? 0 : (date - Date.now()) / 1000;
     const text = await response.text();
@@ -156,12 +163,17 @@ export async function call(method, path, body, signal) {
       const message = answer?.error ?? `The server answered with the status ${response.status}.`;
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }
-    if (answer && typeof answer === "object" && "away" in answer) away.set(answer.away || "");
+    if (answer && typeof answer === "object" && "away" in answer) {
+      away.set(answer.away || "");
+      answer.from = response.headers.get("Push1st-Worker");
+    }
     return answer;
   } catch (problem) {
     if (problem instanceof CallError) throw problem;
     if (signal?.aborted) throw new CallError(0, "The page has stopped this request.");
+    if (aborter.signal.aborted && !lostAt.value) lostAt.set(Date.now() / 1000);
     if (aborter.signal.aborted) throw new CallError(0, `The server did not answer within ${CALL_SECONDS} seconds.`);
+    if (!lostAt.value) lostAt.set(Date.now() / 1000);
     throw new CallError(0, "The server cannot be reached.");
   } finally {
     clearTimeout(timer);

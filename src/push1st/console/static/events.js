@@ -20,11 +20,7 @@ let number = 0;
 /** @param {{params: Record<string, string>}} props */
 export function Events({ params }) {
   const { app, channel, user } = params;
-  const [form, set] = useState(() => {
-    if (channel) draft = { ...draft, to: "channel", target: channel };
-    if (user) draft = { ...draft, to: "user", target: user };
-    return draft;
-  });
+  const [form, set] = useState(draft);
   const [sent, setSent] = useState(kept);
   const [error, fail] = useState(/** @type {Error | null} */ (null));
   const [busy, work] = useState(false);
@@ -34,6 +30,10 @@ export function Events({ params }) {
     draft = { ...draft, ...change };
     set(draft);
   };
+  useEffect(() => {
+    if (channel) put({ to: "channel", target: channel });
+    if (user) put({ to: "user", target: user });
+  }, [channel, user]);
   /** @param {Event} event */
   const submit = async (event) => {
     event.preventDefault();
@@ -58,7 +58,7 @@ export function Events({ params }) {
     <form class="panel form" onSubmit=${submit}>
       <div class="fields">
         <${Choice} label="To" value=${form.to} put=${(/** @type {string} */ to) => put({ to })} options=${[["channel", "a channel"], ["user", "a user"]]} />
-        <${Line} label=${form.to === "user" ? "User id" : "Channel"} search value=${form.target} put=${(/** @type {string} */ target) => put({ target })} />
+        <${Line} label=${form.to === "user" ? "User id" : "Channel"} search invalid=${/^channel|^user/i.test(error?.message ?? "")} value=${form.target} put=${(/** @type {string} */ target) => put({ target })} />
         <${Line} label="Event name" value=${form.name} put=${(/** @type {string} */ name) => put({ name })} />
       </div>
       <label class="field">
@@ -79,12 +79,12 @@ export function Events({ params }) {
       </div>
       ${error && html`<${Problem} error=${error} />`}
     </form>
-    <${Section} title="Published in this tab" lead=${`The last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
+    <${Section} title="Sent from this tab" lead=${`The last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
       <${Table}
         caption="Published events"
         rows=${sent}
         id=${(/** @type {any} */ row) => row.id}
-        empty=${html`<${Empty} title="Nothing published yet">Fill in the form and select “Publish”. <a href=${link("inspector", { app })}>The inspector</a> shows how the event arrives.<//>`}
+        empty=${html`<${Empty} title="Nothing sent yet">Fill in the form and select “Publish”. <a href=${link("inspector", { app })}>The inspector</a> shows how the event arrives.<//>`}
         columns=${[
           { key: "at", label: "Time", size: "s", show: (/** @type {any} */ row) => clock(row.at) },
           {
@@ -99,7 +99,8 @@ export function Events({ params }) {
             key: "result",
             label: "Result",
             size: "l",
-            show: (/** @type {any} */ row) => (row.kind === "ok" ? html`<${Badge} kind="ok">published<//>` : html`<${Name} of=${row.result} />`),
+            wrap: true,
+            show: (/** @type {any} */ row) => (row.kind === "ok" ? html`<${Badge} kind="ok">published<//>` : html`<${Badge} kind="bad">refused<//> <${Text} of=${row.result} />`),
           },
           {
             key: "again",
@@ -114,13 +115,14 @@ export function Events({ params }) {
   <//>`;
 }
 
-/** @param {{label: string, value: string, put: (text: string) => void, search?: boolean}} props */
-function Line({ label, value, put, search = false }) {
+/** @param {{label: string, value: string, put: (text: string) => void, search?: boolean, invalid?: boolean}} props */
+function Line({ label, value, put, search = false, invalid = false }) {
   return html`<label class="field wide">
     <span>${label}</span>
     <input
       type="text"
       required
+      aria-invalid=${invalid}
       value=${value}
       data-search=${search ? "" : undefined}
       autocomplete="off"

@@ -32,7 +32,7 @@ export function Hooks({ params }) {
         bones=${2}
         empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hook</code> to the app in the configuration, and reload the server.<//>`}
         columns=${[
-          { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
+          { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
           { key: "state", label: "State", size: "s", show: state },
           { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
           { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
@@ -78,7 +78,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
   };
   const options = [["", "all endpoints"], ...endpoints.map((one) => [one.hook, plain(one.endpoint)])];
   const actions = html`<button type="button" disabled=${!able.length} onClick=${() => choose(all ? new Set() : new Set(able.map((/** @type {any} */ row) => row.id)))}>
-      ${all ? "Select none" : "Select all"}
+      ${all ? "Select none" : `Select ${whole(able.length)}`}
     </button>
     <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? whole(picked.length) : ""}</button>`;
   return html`<${Section} title="Dead letters" lead="Hook events that the server gave up on, the newest first. A redrive queues them again." actions=${actions}>
@@ -98,7 +98,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
         ? html`<${Empty} title="The server keeps no dead letters">Set <code>hooks.folder</code> in the configuration to keep the hook events that cannot be delivered.<//>`
         : data?.complete === false
           ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Search on” to examine more.<//>`
-          : html`<${Empty} title="There are no dead letters">The server has delivered each hook event, or still tries to.<//>`}
+          : html`<${Empty} title="There are no dead letters">${endpoints.length ? "The server has delivered each hook event, or still tries to." : "The app has no hooks."}<//>`}
       columns=${[
         {
           key: "pick",
@@ -147,6 +147,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" act=${redrive} close=${() => ask(false)}>
       <p>The server queues them in the order they had, after what already waits, and delivers up to 100 a second. Each is delivered at most once more.</p>
+      ${endpoints.some((one) => one.retrying && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint does not accept events now, so they may become dead letters again.</p>`}
     <//>`}
   <//>`;
 }

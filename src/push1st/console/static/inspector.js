@@ -1,7 +1,7 @@
 // @ts-check
 /** The inspector: what happens in an app, live. The workers report only while somebody watches. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { go, link, liveState, useLive, useStore } from "./data.js";
+import { away, go, link, liveState, useLive, useStore } from "./data.js";
 import { bytes, clock, count, date, direction, duration, plain, protocolName, whole } from "./text.js";
 import { Check, Data, Filter, live, Node, Problem, Screen, Text } from "./ui.js";
 
@@ -74,9 +74,9 @@ export function Inspector({ params }) {
   const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
     <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
-  const before = view.gone ? `, ${whole(view.gone)} before them` : "";
-  const missed = lost.length ? ` · too many to show: ${lost.map(([name, n]) => `${whole(n)} × ${name}`).join(", ")}` : "";
-  const tally = count(view.rows.length, "event") + before + (paused ? ", paused" : "") + missed;
+  const of = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
+  const missed = lost.length ? `. Not sent to this page, because there were too many: ${lost.map(([name, n]) => `${whole(n)} ${name}`).join(", ")}` : "";
+  const tally = of + (paused ? ", paused" : "") + missed;
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
@@ -99,7 +99,7 @@ export function Inspector({ params }) {
     </fieldset>
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${idle(paused, state, isFiltered, app)} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${idle(paused, state, isFiltered, app, useStore(away))} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>
@@ -119,10 +119,11 @@ function ordered(rows) {
   return [...rows.slice(0, start), ...rows.slice(start).sort((a, b) => a.at - b.at)];
 }
 
-/** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app */
-function idle(paused, state, isFiltered, app) {
+/** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} isAway */
+function idle(paused, state, isFiltered, app, isAway) {
   if (paused) return "Paused. Select “Resume” to watch again.";
   if (state !== "open") return "Connecting to the live channel …";
+  if (isAway) return "Watching one worker only, because the broker is away. Nothing has happened there yet.";
   if (isFiltered) return "Watching. Nothing matches the filter yet.";
   return html`Watching. Nothing has happened yet: connect a client, or <a href=${link("events", { app })}>publish an event</a>.`;
 }
@@ -198,12 +199,12 @@ function Detail({ app, row, put }) {
     value &&
     html`<span class="mono"><${Text} of=${value} /></span> <button type="button" class="plain-button" onClick=${() => put({ [key]: value })}>filter</button>`;
   return html`<h2 class=${TONES[row.what] ?? ""}>${row.what}</h2>
-    <dl class="facts column">
+    <dl class="facts">
       <div><dt>Time</dt><dd>${date(row.at)}.${String(Math.floor((row.at % 1) * 1000)).padStart(3, "0")}</dd></div>
       ${FIELDS.map(([key, label]) => {
         const value = row[key];
         if (value === undefined || value === null || value === "") return null;
-        return html`<div key=${key}><dt>${label}</dt><dd>${
+        return html`<div key=${key} class=${key === "reason" || key === "remedy" ? "whole" : ""}><dt>${label}</dt><dd>${
           key in FILTERS
             ? filtered(FILTERS[key], String(value))
             : key === "size"

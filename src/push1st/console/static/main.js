@@ -1,8 +1,8 @@
 // @ts-check
 /** The frame of the page: sign-in, navigation, keyboard, theme, help, and the notice bar. */
 import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useState } from "./vendor/htm-preact.js";
-import { away, checkSession, go, link, liveState, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
-import { plain } from "./text.js";
+import { away, awaySince, checkSession, go, link, liveState, lostAt, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
+import { clock, plain, withoutNumber } from "./text.js";
 import { Dialog, Loading, Problem, Screen, Text } from "./ui.js";
 import { Overview } from "./overview.js";
 import { SignIn } from "./signin.js";
@@ -82,7 +82,7 @@ function Shell() {
   return html`<a class="skip" href="#main" onClick=${skip}>Skip to the contents</a>
     <header class="bar">
       <a class="mark" href=${link("overview")}><${Mark} />Push1st</a>
-      <button type="button" class="menu" aria-expanded=${open} aria-controls="side" onClick=${() => setOpen(!open)}>Menu</button>
+      <button type="button" class="menu" aria-expanded=${open} aria-controls="side" onClick=${() => setOpen(!open)}>${open ? "Close" : "Menu"}</button>
     </header>
     <div class=${open ? "side open" : "side"} id="side">
       <nav aria-label="Screens">
@@ -113,6 +113,7 @@ function Shell() {
       </footer>
     </div>
     <main id="main" tabindex="-1">
+      <${Alerts} />
       ${isMissing
         ? error
           ? html`<${Screen} title=${entry.label}><${Problem} error=${error} again=${reload} /><//>`
@@ -245,31 +246,41 @@ function Theme() {
 function Version() {
   const { data } = useCall("version");
   const state = useStore(liveState);
-  const text = { idle: "", connecting: "connecting", open: "live", waiting: "live channel is away" }[state];
-  return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${state}`}>${text}</span></p>`;
+  const lost = useStore(lostAt);
+  const isAway = useStore(away);
+  const text = lost ? `no answer since ${clock(lost)}` : isAway ? "broker away" : { idle: "", connecting: "connecting", open: "live", waiting: "live channel is away" }[state];
+  return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${lost || isAway ? "waiting" : state}`}>${text}</span></p>`;
 }
 
-/** The bar at the bottom: what concerns every screen, and the result of the last action. */
-function Notices() {
+/** The bar at the top: what concerns every screen. */
+function Alerts() {
   const reason = useStore(away);
-  const text = useStore(notice);
   const state = useStore(liveState);
   const [late, setLate] = useState(false);
-  useEffect(() => {
-    const timer = text ? setTimeout(() => notice.set(""), NOTICE_MS) : 0;
-    return () => clearTimeout(timer);
-  }, [text]);
   useEffect(() => {
     const timer = state === "waiting" || state === "connecting" ? setTimeout(() => setLate(true), 2500) : 0;
     if (!timer) setLate(false);
     return () => clearTimeout(timer);
   }, [state]);
   const lost = late && "The live channel is interrupted. The page reconnects; figures are older than usual meanwhile.";
-  return html`<div class="notices" role="status">
-    ${reason && html`<p class="bad"><strong>The broker is away.</strong> The page shows this worker alone. Reason: <${Text} of=${reason} /></p>`}
+  return html`<div class="alerts" role="status">
+    ${reason &&
+    html`<p class="bad">
+      <strong>The broker is away since ${clock(awaySince())}.</strong> Each page shows one worker only; publishes are rejected.
+      Reason: <${Text} of=${withoutNumber(reason)} />. <a href=${link("cluster")}>Cluster</a>
+    </p>`}
     ${lost && html`<p class="warn">${lost}</p>`}
-    ${text && html`<p class="plain"><${Text} of=${text} /></p>`}
   </div>`;
+}
+
+/** The bar at the bottom: the result of the last action. */
+function Notices() {
+  const text = useStore(notice);
+  useEffect(() => {
+    const timer = text ? setTimeout(() => notice.set(""), NOTICE_MS) : 0;
+    return () => clearTimeout(timer);
+  }, [text]);
+  return html`<div class="notices" role="status">${text && html`<p class="plain"><${Text} of=${text} /></p>`}</div>`;
 }
 
 /** @param {{close: () => void}} props */
@@ -292,4 +303,4 @@ export function Mark() {
 }
 
 render(html`<${Frame} />`, /** @type {Element} */ (document.getElementById("page")));
-addEventListener("load", () => setTimeout(() => session.value === "in" && Object.values(SCREENS).forEach((load) => load().catch(() => {})), 1000));
+session.listen(() => session.value === "in" && setTimeout(() => Object.values(SCREENS).forEach((load) => load().catch(() => {})), 1000));

@@ -50,7 +50,7 @@ function Sessions({ params }) {
         ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Search on” to examine more.<//>`
         : client || state
           ? html`<${Empty} title="No session matches">Change the filter, or clear it.<//>`
-          : html`<${Empty} title="There are no MQTT sessions">Set <code>mqtt.listen</code> in the configuration, and connect an MQTT client with the key of this app.<//>`}
+          : html`<${Empty} title="There are no MQTT sessions">Connect an MQTT client with the key of this app. The server needs <code>server.mqtt.listen</code>, and <code>mqtt</code> in <code>server.proto</code>.<//>`}
       columns=${[
         {
           key: "client",
@@ -59,7 +59,7 @@ function Sessions({ params }) {
         },
         { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
-        { key: "since", label: "For", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
+        { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
         { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => known(row.waiting) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
@@ -82,7 +82,7 @@ function Sessions({ params }) {
           ["State", shown.state],
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
-          ["Worker", html`<${Node} of=${shown.worker} label="none" />`],
+          ["Worker", html`<${Node} of=${shown.worker} label="none, the client is absent" />`],
           ["Waiting", known(shown.waiting)],
           ["In flight", known(shown.inflight)],
         ]}
@@ -185,10 +185,10 @@ function Message({ app, topic, close }) {
   const { data, error } = useCall(path(["apps", app, "mqtt", "retained"], { prefix: topic, limit: 1, data: true }));
   const row = data?.retained?.find((/** @type {any} */ one) => one.topic === topic);
   return html`<${Dialog} title="Retained message" close=${close}>
-    <p class="mono"><${Text} of=${topic} /></p>
+    <${Facts} pairs=${[["Topic", html`<${Name} of=${topic} />`, true], row && ["QoS", row.qos], row && ["Size", bytes(row.bytes)], row && ["Expires", row.expires ? date(row.expires) : "never"]]} />
     ${error && html`<${Problem} error=${error} />`}
     ${data && !row && html`<p class="note">The message is gone: it has expired or was deleted.</p>`}
     ${row && html`<${Data} of=${row.data} label="Data of the retained message" encoding=${row.encoding} />`}
-    ${row && html`<p class="note">${bytes(row.bytes)}${row.cut ? ", of which this is the beginning" : ""}</p>`}
+    ${row?.cut && html`<p class="note">This is the beginning.</p>`}
   <//>`;
 }

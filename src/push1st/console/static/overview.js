@@ -46,6 +46,8 @@ class Recorder {
     this.last = null;
     /** @type {Map<string, {rate: number, cpu: number, lag: Point[]}>} */
     this.workers = new Map();
+    /** The workers of the answers until now, those that have answered no more while the broker is away included. @type {any[]} */
+    this.known = [];
   }
 
   /** @param {any} answer */
@@ -53,6 +55,9 @@ class Recorder {
     const before = this.last;
     if (before && answer.at <= before.at) return;
     this.last = answer;
+    const isPart = answer.away || answer.missing?.length;
+    const silent = isPart ? this.known.filter((one) => !answer.nodes.some((/** @type {any} */ node) => node.id === one.id)) : [];
+    this.known = [...answer.nodes, ...silent.map(({ id, machine, worker }) => ({ id, machine, worker, isSilent: true }))];
     if (!before || answer.at - before.at > 30) this.restart(answer);
     const seconds = before ? answer.at - before.at : 0;
     const sums = new Map(KEYS.map((key) => [key, 0]));
@@ -153,6 +158,8 @@ export function Overview() {
     return () => clearInterval(timer);
   }, []);
   const data = recorder.last;
+  const silent = data ? recorder.known.filter((one) => !data.nodes.some((/** @type {any} */ node) => node.id === one.id)) : [];
+  const only = data?.away ? ` of ${data.nodes.map(nodeName).join(", ")} only` : "";
   return html`<${Screen} title="Overview">
     ${error && html`<${Problem} error=${error} />`}
     ${!data && !error && html`<${Loading} rows=${8} />`}
@@ -160,9 +167,9 @@ export function Overview() {
     html`<${Verdict} data=${data} />
       <section class="tiles" aria-labelledby="figures" aria-live="off">
         <h2 class="hidden" id="figures">Figures of ten minutes</h2>
-        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${tile} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
+        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: only ? tile.label.replace(" of all workers", "") + only : tile.label }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
       </section>
-      <${Section} title="Workers"><${Workers} nodes=${data.nodes} /><//>
+      <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent]} /><//>
       <${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>
       <${Summary} data=${data} />`}
   <//>`;
@@ -226,7 +233,6 @@ function statements(data) {
   /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
   const say = (kind, key, text) => void found.push({ kind, key, text });
   for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The worker <b><${Node} of=${name} /></b> has not answered.`);
-  if (data.away) say("bad", "away", "The broker is away: the server rejects publishes until it is back.");
   for (const one of data.lost ?? []) {
     say("bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`);
   }
@@ -270,10 +276,13 @@ function wellText(data) {
 /** @param {{data: any}} props */
 function Verdict({ data }) {
   const found = statements(data);
+  const refusals = (recorder.points.get("refusals") ?? []).reduce((most, { v }) => Math.max(most, v), 0);
+  if (data.away && !found.length) return null; // the bar at the top says it
   return html`<ul class="verdict" aria-label="State">
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
       : html`<li class="ok"><span>${wellText(data)}</span></li>`}
+    ${refusals >= 1 && html`<li><span>The server refused up to ${rate(refusals)} requests a second in the last ten minutes. <a href=${link("inspector", { what: "refused" })}>Inspector</a></span></li>`}
     ${found.length > 8 && html`<li><span>${whole(found.length - 8)} more</span></li>`}
   </ul>`;
 }
@@ -312,15 +321,15 @@ const WORKERS = [
     label: "State",
     size: "s",
     show: (node) =>
-      node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
+      node.isSilent ? html`<${Badge} kind="bad">no answer<//>` : node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
   },
-  { key: "connections", label: "Connections", size: "s", number: true, show: (node) => short(open(node)) },
-  { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => rate(recorder.workers.get(node.id)?.rate ?? 0) },
-  { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => percent(recorder.workers.get(node.id)?.cpu ?? 0) },
+  { key: "connections", label: "Connections", size: "s", number: true, show: (node) => (node.isSilent ? "–" : short(open(node))) },
+  { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => (node.isSilent ? "–" : rate(recorder.workers.get(node.id)?.rate ?? 0)) },
+  { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => (node.isSilent ? "–" : percent(recorder.workers.get(node.id)?.cpu ?? 0)) },
   { key: "rss", label: "Memory", size: "s", number: true, show: (node) => (node.rss === null || node.rss === undefined ? "–" : bytes(node.rss)) },
   { key: "fds", label: "Files", size: "xs", number: true, show: (node) => (node.fds === null || node.fds === undefined ? "–" : whole(node.fds)) },
-  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => duration(node.loop_lag ?? 0) },
-  { key: "uptime", label: "Up", size: "s", number: true, show: (node) => duration(node.uptime ?? 0) },
+  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => (node.isSilent ? "–" : duration(node.loop_lag ?? 0)) },
+  { key: "uptime", label: "Up", size: "s", number: true, show: (node) => (node.isSilent ? "–" : duration(node.uptime ?? 0)) },
 ];
 
 /** @param {{nodes: any[]}} props */

@@ -54,9 +54,8 @@ export function SignIn() {
       </label>
       <button type="submit" class="primary" disabled=${busy || wait > 0}>${busy ? "Signing in …" : "Sign in"}</button>
       <div id="signin-note" class="signin-note" role="status">
-        ${error
-          ? html`<p class="error"><${Text} of=${error} />${wait > 0 && ` Try again in ${count(wait, "second")}.`}</p>`
-          : html`<p>The password is <code>console.password</code> of the configuration. The demo prints a new password at each start.</p>`}
+        ${error && html`<p class="error"><${Text} of=${error} />${wait > 0 && ` Try again in ${count(wait, "second")}.`}</p>`}
+        <p>The password is <code>console.password</code> of the configuration of ${location.host}. The demo prints one at each start.</p>
       </div>
     </form>
   </main>`;

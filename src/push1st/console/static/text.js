@@ -43,16 +43,17 @@ export function pieces(text, lines = false) {
   return found;
 }
 
-/** The first letter of a text, and whether its script is written from right to left (UAX #9, rule P2). */
-const FIRST_LETTER = /(?<right>[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}])|\p{L}/u;
+const RIGHT_TO_LEFT = /[\p{Script=Hebrew}\p{Script=Arabic}\p{Script=Syriac}\p{Script=Thaana}\p{Script=Nko}]/gu;
 
 /**
- * Returns the direction of a name, so that a name that is too long loses its end and not its beginning.
+ * Returns the direction of a name, so that a name that is too long loses its end and not its beginning. Mixed names are shown in
+ * their logical order, from left to right.
  * @param {string} text
  * @returns {"ltr" | "rtl"}
  */
 export function direction(text) {
-  return FIRST_LETTER.exec(text)?.groups?.right ? "rtl" : "ltr";
+  const others = text.replace(RIGHT_TO_LEFT, "");
+  return others !== text && !/\p{L}/u.test(others) ? "rtl" : "ltr";
 }
 
 /**
@@ -171,6 +172,14 @@ export function count(count, noun, plural = noun + "s") {
  */
 export function nodeName(node) {
   return node.machine ? `${node.machine}:${node.worker}` : String(node.id);
+}
+
+/**
+ * Returns the text of an error of the operating system without its number.
+ * @param {string} text
+ */
+export function withoutNumber(text) {
+  return text.replace(/^\[Errno \d+\] /, "");
 }
 
 /** @type {Record<string, string>} */

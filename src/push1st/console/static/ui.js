@@ -1,7 +1,7 @@
 // @ts-check
 /** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { serverTime, useNodeName } from "./data.js";
+import { away, link, serverTime, useNodeName, useStore } from "./data.js";
 import { bytes, clock, date, direction, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
 
 /** @typedef {import("./vendor/htm-preact.js").Child} Child */
@@ -17,8 +17,8 @@ const CUT = 20_000;
  */
 export function Text({ of, lines = false }) {
   const found = pieces(String(of ?? ""), lines);
-  if (found.length === 1) return html`<bdi>${found[0]}</bdi>`;
-  return html`<bdi
+  const dir = lines ? "ltr" : direction(String(of ?? ""));
+  return html`<bdi dir=${dir}
     >${found.map((piece, i) => (i % 2 ? html`<span class="escape" title="a character that is not visible">${escaped(piece)}</span>` : piece))}</bdi
   >`;
 }
@@ -80,10 +80,10 @@ export function Data({ of, label, encoding }) {
   </div>`;
 }
 
-/** Pairs of a term and a value. @param {{pairs: ([string, Child] | null | false | undefined | "")[]}} props */
+/** Pairs of a term and a value, and whether the value takes the whole width. @param {{pairs: ([string, Child, boolean?] | null | false | undefined | "")[]}} props */
 export function Facts({ pairs }) {
   return html`<dl class="facts">
-    ${pairs.map((pair) => pair && html`<div key=${pair[0]}><dt>${pair[0]}</dt><dd>${pair[1]}</dd></div>`)}
+    ${pairs.map((pair) => pair && html`<div key=${pair[0]} class=${pair[2] ? "whole" : ""}><dt>${pair[0]}</dt><dd>${pair[1]}</dd></div>`)}
   </dl>`;
 }
 
@@ -105,10 +105,11 @@ export function Screen({ title, of, lead, actions, children }) {
   useLayoutEffect(() => {
     document.title = `${of ? plain(of) + " · " : ""}${title} · Push1st`;
   }, [title, of]);
+  const isAway = useStore(away);
   return html`<header class="head">
       <div class="titles">
-        <h1 tabindex="-1" ref=${heading}>${title}${of && html` <span class="of name" title=${plain(of)}><${Text} of=${of} /></span>`}</h1>
-        ${lead && html`<p class="lead">${lead}</p>`}
+        <h1 tabindex="-1" ref=${heading}>${title}${of && html` <span class=${`of name${of.length > 60 ? " long" : ""}`} title=${plain(of)}><${Text} of=${of} /></span>`}</h1>
+        ${lead && html`<p class="lead">${isAway && typeof lead === "string" ? lead.replace("on all workers", "on one worker only") : lead}</p>`}
       </div>
       ${actions && html`<div class="actions">${actions}</div>`}
     </header>
@@ -130,9 +131,11 @@ export function Section({ title, lead, actions, children }) {
  * @param {{error: CallError | Error, again?: () => void}} props
  */
 export function Problem({ error, again }) {
+  const isUnknown = error.message.startsWith("there is no app");
   return html`<div class="problem" role="alert">
     <p><${Text} of=${error.message} /></p>
-    ${again && html`<button type="button" onClick=${again}>Try again</button>`}
+    ${isUnknown && html`<a class="button" href=${link("apps")}>Choose an app</a>`}
+    ${again && !isUnknown && html`<button type="button" onClick=${again}>Try again</button>`}
   </div>`;
 }
 
@@ -235,10 +238,11 @@ export function live(value) {
 export function Pager({ data, shown, noun, first, next, isFirst, sorted = false }) {
   if (!data && isFirst) return null;
   if (!data) return html`<nav class="pager" aria-label=${`Pages of ${noun}`}><a class="button" href=${first}>First page</a></nav>`;
+  const where = data.away ? ` of the worker ${data.from}; what the others have is not known now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
-    <p class="note">${whole(shown)} ${noun}${isOnly ? "" : ` on this page${sorted ? ", sorted within the page" : ""}`}${examined && html` · ${examined}`}</p>
+    <p class="note">${whole(shown)} ${noun}${where}${isOnly ? "" : ` on this page${sorted ? ", sorted within the page only" : ""}`}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
     ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
   </nav>`;
