@@ -135,7 +135,8 @@ class WorkerStatus(msgspec.Struct, frozen=True):
 class WorkerReports(NamedTuple):
     """The functions that make the reports of a worker.
 
-    quick: the figures without the number of open file descriptors. figures: the figures. report: the whole report.
+    quick: the figures without the number of open file descriptors, for samples: it reads a file in the event loop.
+    figures: the figures. report: the whole report.
     """
 
     quick: Callable[[], WorkerFigures]

@@ -103,6 +103,24 @@ async def test_consoles_know_what_the_others_are_called_and_say_farewell() -> No
         assert (replies.found, replies.missing) == ([(one.name, b"near")], [])
 
 
+async def test_request_does_not_wait_for_a_console_that_says_farewell() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
+
+        async def leave(_data: bytes) -> bytes:
+            far.close()
+            await until(lambda: two.name in near.left)
+            return b"too late"
+
+        near.serve("leave", lambda _: b"near")
+        far.serve("leave", leave)
+        await far.open()
+        await near.open()
+        async with asyncio.timeout(5):
+            replies = await near.request("leave", seconds=10)
+        assert (replies.found, replies.missing) == ([(one.name, b"near")], [])
+
+
 async def test_console_without_the_broker_answers_alone_and_connects_later() -> None:
     async with nodes() as (valkey, one, two):
         near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)

@@ -7,28 +7,33 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.machine import connect_to, engine, kill, reload, until_workers, workers
+from tests.cluster.machine import connect_to, kill, reload, until_workers, workers
 from tests.support.console import Operator, console, live
 from tests.support.process import ServerProcess, wait_until
 from tests.support.valkey import Valkey
 
+Machines = list[tuple[ServerProcess, Operator]]
+
 
 @pytest.fixture(scope="module")
-def machines() -> Iterator[list[tuple[ServerProcess, Operator]]]:
+def valkey() -> Iterator[Valkey]:
+    found = Valkey()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def machines(valkey: Valkey) -> Iterator[Machines]:
     """Two servers with two workers each, which share a broker."""
-    valkey = Valkey()
-    try:
-        with contextlib.ExitStack() as stack:
-            found = [
-                stack.enter_context(console({"broker": valkey.url, "server": {"workers": 2}, "metrics": {"listen": False}}))
-                for _ in range(2)
-            ]
-            for server, operator in found:
-                until_workers(server, 2)
-                operator.sign_in()
-            yield found
-    finally:
-        valkey.close()
+    with contextlib.ExitStack() as stack:
+        found = [
+            stack.enter_context(console({"broker": valkey.url, "server": {"workers": 2}, "metrics": {"listen": False}}))
+            for _ in range(2)
+        ]
+        for server, operator in found:
+            until_workers(server, 2)
+            operator.sign_in()
+        yield found
 
 
 def nodes(operator: Operator, count: int) -> list[dict[str, Any]]:
@@ -42,7 +47,7 @@ def nodes(operator: Operator, count: int) -> list[dict[str, Any]]:
     return found
 
 
-def test_overview_and_apps_add_the_workers_of_all_machines(machines: list[tuple[ServerProcess, Operator]]) -> None:
+def test_overview_and_apps_add_the_workers_of_all_machines(machines: Machines) -> None:
     with contextlib.ExitStack() as stack:
         for server, _ in machines:
             for number in (0, 1):
@@ -56,7 +61,7 @@ def test_overview_and_apps_add_the_workers_of_all_machines(machines: list[tuple[
             assert (app["connections"], app["channels"], app["subscriptions"]) == (4, 4, 4), app
 
 
-def test_cluster_names_all_nodes_and_the_broker(machines: list[tuple[ServerProcess, Operator]]) -> None:
+def test_cluster_names_all_nodes_and_the_broker(machines: Machines) -> None:
     _, operator = machines[0]
     nodes(operator, 4)
     found = operator.get("/api/cluster").json
@@ -70,45 +75,25 @@ def test_cluster_names_all_nodes_and_the_broker(machines: list[tuple[ServerProce
     assert server["clients"] >= 4
 
 
-def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        operator.sign_in()
-        with live(operator) as page:
-            page.send({"watch": "overview", "every": 1})
-            shown = page.until(lambda message: len(message["overview"]["nodes"]) == 2)["overview"]
-            ((other, lost),) = [(node["pid"], node["id"]) for node in shown["nodes"] if node["id"] != shown["here"]]
-            kill(other)
-
-            def replaced(message: Any) -> bool:
-                pids = [node["pid"] for node in message["overview"]["nodes"]]
-                return len(pids) == 2 and other not in pids
-
-            page.until(replaced)
-            page.until(lambda message: [one["id"] for one in message["overview"]["lost"]] == [lost])
+def test_workers_that_stop_are_neither_missing_nor_lost(machines: Machines) -> None:
+    server, operator = machines[0]
+    before = set(workers(server).values())
+    nodes(operator, 4)
+    known = operator.get("/api/overview").json["lost"]
+    reload(server)
+    for _ in range(20):
+        answer = operator.get("/api/overview").json
+        assert (answer["missing"], [one for one in answer["lost"] if one not in known]) == ([], [])
+    assert before.isdisjoint(node["pid"] for node in nodes(operator, 4))
 
 
-def test_workers_that_stop_are_neither_missing_nor_lost() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        before = set(workers(server).values())
-        nodes(operator.sign_in(), 2)
-        reload(server)
-        for _ in range(20):
-            answer = operator.get("/api/overview").json
-            assert (answer["missing"], answer["lost"]) == ([], [])
-        assert before.isdisjoint(node["pid"] for node in nodes(operator, 2))
-
-
-def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        operator.sign_in()
-        with live(operator) as page:
-            page.send({"watch": "overview", "every": 1})
-            page.until(lambda message: len(message["overview"]["nodes"]) == 2)
-            pid = engine(server)
-            kill(pid, signal.SIGSTOP)
+def test_worker_without_the_broker_answers_alone_until_the_broker_is_back(machines: Machines, valkey: Valkey) -> None:
+    _, operator = machines[0]
+    with live(operator) as page:
+        page.send({"watch": "overview", "every": 1})
+        page.until(lambda message: len(message["overview"]["nodes"]) == 4)
+        kill(valkey.pid, signal.SIGSTOP)
+        try:
             alone = page.until(lambda message: message["overview"]["away"])["overview"]
             for path in (
                 "cluster",
@@ -121,5 +106,26 @@ def test_worker_without_the_broker_answers_alone_until_the_broker_is_back() -> N
                 assert operator.get(f"/api/{path}").status == 200, path
             assert len(alone["nodes"]) == 1
             assert {"no-console"}.isdisjoint(one["state"] for one in operator.get("/api/cluster").json["nodes"])
-            kill(pid)
-            page.until(lambda message: len(message["overview"]["nodes"]) == 2 and not message["overview"]["away"])
+        finally:
+            kill(valkey.pid, signal.SIGCONT)
+        page.until(lambda message: len(message["overview"]["nodes"]) == 4 and not message["overview"]["away"])
+
+
+def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins(machines: Machines) -> None:
+    server, operator = machines[0]
+    nodes(operator, 4)
+    with live(operator) as page:
+        page.send({"watch": "overview", "every": 1})
+        shown = page.until(lambda message: len(message["overview"]["nodes"]) == 4)["overview"]
+        own = set(workers(server).values())
+        ((other, lost),) = [
+            (node["pid"], node["id"]) for node in shown["nodes"] if node["id"] != shown["here"] and node["pid"] in own
+        ]
+        kill(other)
+
+        def replaced(message: Any) -> bool:
+            pids = [node["pid"] for node in message["overview"]["nodes"]]
+            return len(pids) == 4 and other not in pids
+
+        page.until(replaced)
+        page.until(lambda message: lost in [one["id"] for one in message["overview"]["lost"]])

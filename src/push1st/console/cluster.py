@@ -1,6 +1,7 @@
 """The nodes of the cluster, and the broker that connects them."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -46,9 +47,8 @@ class Cluster:
         context.wire.serve(KIND, self._own)
         self.endpoints = (ConsoleEndpoint("GET", "cluster", self._show),)
 
-    async def _own(self, _data: bytes) -> bytes:
-        figures = self._context.reports.quick()
-        return msgspec.msgpack.encode(NodeFacts(socket.gethostname(), figures.worker, figures.pid))
+    def _own(self, _data: bytes) -> bytes:
+        return msgspec.msgpack.encode(NodeFacts(socket.gethostname(), self._context.number, os.getpid()))
 
     async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
         context = self._context

@@ -103,8 +103,12 @@ class PendingRequest:
         self.done = asyncio.Event()
 
     def reply(self, node: str, data: bytes) -> None:
-        self.waits_for.discard(node)
         self.found[node] = data
+        self.leave(node)
+
+    def leave(self, node: str) -> None:
+        """Waits no longer for a node."""
+        self.waits_for.discard(node)
         if not self.waits_for:
             self.done.set()
 
@@ -277,6 +281,8 @@ class ConsoleWire:
             if len(self.left) >= MAX_HEARD:
                 self.left.clear()
             self.left.add(frame.origin)
+            for waiting in self._pending.values():  # a reply after the farewell is ignored
+                waiting.leave(frame.origin)
             return
         self._heard[frame.origin] = asyncio.get_running_loop().time()
         if len(self._heard) > MAX_HEARD:

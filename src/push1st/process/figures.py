@@ -5,6 +5,7 @@ import os
 import resource
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import push1st
 from push1st.config.model import Config
@@ -19,6 +20,13 @@ BROKER_SECONDS = 0.7
 """the time limit for the broker's reply: a report must be ready within a second"""
 LAG_SECONDS = 0.02
 """the duration of the timer that measures the loop's lag"""
+
+
+class Measured(NamedTuple):
+    """The figures that are read from files. rss: resident memory in bytes. fds: open file descriptors. None: unknown."""
+
+    rss: int | None
+    fds: int | None
 
 
 async def report(
@@ -46,7 +54,7 @@ async def report(
     due = time.perf_counter() + LAG_SECONDS
     await asyncio.sleep(LAG_SECONDS)
     lag = max(0.0, time.perf_counter() - due)
-    worker = worker_figures(node, name, began, number, lag, await asyncio.to_thread(open_files))
+    worker = worker_figures(node, name, began, number, lag, await asyncio.to_thread(measure))
     certificates = [
         CertificateStatus(role, settings.cert, node.metrics.certificates[role], node.metrics.refused_certificates.get(role, ""))
         for role in ROLES
@@ -57,8 +65,8 @@ async def report(
     return WorkerStatus(worker, apps, broker, certificates)
 
 
-def worker_figures(node: Node, name: str, began: float, number: int, lag: float, fds: int | None) -> WorkerFigures:
-    """Returns the figures of this worker. Parameters: see `report` and `WorkerFigures`."""
+def worker_figures(node: Node, name: str, began: float, number: int, lag: float, measured: Measured) -> WorkerFigures:
+    """Returns the figures of this worker, without reading a file. Parameters: see `report` and `WorkerFigures`."""
     count = node.metrics
     used = resource.getrusage(resource.RUSAGE_SELF)
     return WorkerFigures(
@@ -70,8 +78,8 @@ def worker_figures(node: Node, name: str, began: float, number: int, lag: float,
         ready=not node.draining,
         draining=node.draining,
         cpu_seconds=used.ru_utime + used.ru_stime,
-        rss=_resident_bytes(),
-        fds=fds,
+        rss=measured.rss,
+        fds=measured.fds,
         fds_most=file_limit(),
         loop_lag=lag,
         connections={protocol: open for protocol, open in count.connections.items() if open},
@@ -92,7 +100,12 @@ def worker_figures(node: Node, name: str, began: float, number: int, lag: float,
     )
 
 
-def _resident_bytes() -> int | None:
+def measure() -> Measured:
+    """Reads files, so it must run in a thread if the event loop waits for the result."""
+    return Measured(resident_bytes(), _open_files())
+
+
+def resident_bytes() -> int | None:
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -100,7 +113,7 @@ def _resident_bytes() -> int | None:
         return None
 
 
-def open_files() -> int | None:
+def _open_files() -> int | None:
     try:
         return len(os.listdir("/dev/fd")) - 1  # without the descriptor of the folder itself
     except OSError:

@@ -203,11 +203,14 @@ class Server:
     def _reports(self) -> WorkerReports:
         """Returns the functions that report the state of this worker to its console."""
 
-        def quick(fds: int | None = None) -> WorkerFigures:
-            return figures.worker_figures(self.node, self.name, self._began, self._number, self._sweep.late, fds)
+        def of(measured: figures.Measured) -> WorkerFigures:
+            return figures.worker_figures(self.node, self.name, self._began, self._number, self._sweep.late, measured)
+
+        def quick() -> WorkerFigures:
+            return of(figures.Measured(figures.resident_bytes(), None))
 
         async def counted() -> WorkerFigures:
-            return quick(await asyncio.to_thread(figures.open_files))
+            return of(await asyncio.to_thread(figures.measure))
 
         return WorkerReports(quick, counted, self.report)
 
