@@ -4,6 +4,7 @@ The checks change nothing: they create no folder, and bind an address only for a
 and on the user, so a deployment runs the checks as the service's user (`ExecStartPre=` of deploy/push1st.service).
 """
 
+import errno
 import grp
 import os
 import pwd
@@ -94,7 +95,10 @@ def _listeners(config: Config) -> Iterator[tuple[Level, str]]:
             except AddressInUse:  # the running server may use the address; `serve` reports an address that another program uses
                 pass
             except ConfigError as exc:
-                yield "note" if isinstance(exc.__cause__, PermissionError) else "error", f"{where}: {exc}"
+                number = getattr(exc.__cause__, "errno", None)
+                # An address that this machine does not have may belong to another machine, or come later.
+                is_note = number in (errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL)
+                yield "note" if is_note else "error", f"{where}: {exc}"
 
 
 def _certificates(config: Config, now: float) -> Iterator[tuple[Level, str]]:
