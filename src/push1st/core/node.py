@@ -447,7 +447,7 @@ class Node:
         """
         if (tap := self.tap) is not None:
             if tap.counts_only:
-                tap.passed[sender == API] += 1
+                tap.passed[app][sender == API] += 1
             else:
                 tap.published(app, channel, event, data, sender, user_id)
         id, now = stamp

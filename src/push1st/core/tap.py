@@ -11,7 +11,7 @@ This module is pure: the clock is an argument, and the owner of the tap sends th
 """
 
 import ipaddress
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, cast, get_args
 
@@ -167,8 +167,8 @@ class Watch:
         self.app = filter.app
         self.has_channel = matcher((filter.channel,)) if filter.channel else None
         self.is_of_client = bool(filter.socket or filter.user or filter.ip)
-        self.has_any = not (filter.app or filter.channel or self.is_of_client)
-        """whether an event need only be of a kind that the watch wants"""
+        self.has_any = not (filter.channel or self.is_of_client)
+        """whether the watch wants each event of its kinds in its app"""
         self.wants_published = not self.kinds or "published" in self.kinds
         self.wants_client_events = not self.kinds or "client-event" in self.kinds
 
@@ -234,8 +234,8 @@ class Tap:
         self.watches: tuple[Watch, ...] = ()
         self.counts_only = False
         """whether each watch only counts published events until the next tick; `Node.publish` then counts them, without a call"""
-        self.passed = [0, 0]
-        """the numbers of clients' events and of the API's events that `Node.publish` has counted"""
+        self.passed: defaultdict[App, list[int]] = defaultdict(lambda: [0, 0])
+        """the numbers of clients' events and of the API's events that `Node.publish` has counted, for each app"""
 
     # Watches
 
@@ -261,11 +261,12 @@ class Tap:
 
     def _share_counts(self) -> None:
         """Adds the events that `Node.publish` has counted to the counts of the watches that want them."""
-        of_clients, published = self.passed
-        for one in self.watches:
-            one.dropped_published += published * one.wants_published
-            one.dropped_client_events += of_clients * one.wants_client_events
-        self.passed = [0, 0]
+        for app, (of_clients, published) in self.passed.items():
+            for one in self.watches:
+                if one.app in ("", app.config.id):
+                    one.dropped_published += published * one.wants_published
+                    one.dropped_client_events += of_clients * one.wants_client_events
+        self.passed.clear()
         self.counts_only = False
 
     def tick(self) -> None:
@@ -464,7 +465,7 @@ def read_filter(given: object) -> TapFilter:
 
 
 def _only_counts(watch: Watch) -> bool:
-    """Returns whether a watch counts each published event that it wants, without a look at the event."""
+    """Returns whether a watch counts each published event that it wants, with a look only at the app and the kind."""
     return not (watch.wants_published or watch.wants_client_events) or (watch.has_any and watch.room <= 0)
 
 

@@ -339,6 +339,16 @@ def test_events_that_the_node_counts_itself_are_counted_for_the_watches_that_wan
     assert counts == [{"published": 8, "client-event": 3}, {"published": 8}]
 
 
+def test_events_that_the_node_counts_itself_are_counted_for_the_watches_of_their_app(tapped: Tapped) -> None:
+    tapped.watch("1", app=tapped.world.app.config.id)
+    tapped.watch("2")
+    tapped.publish(count=MAX_RATE + 2)
+    tapped.publish(app=tapped.other, count=3)
+    assert tapped.counts_only()
+    tapped.tap.tick()
+    assert [batch["dropped"] for batch in tapped.batches if batch["dropped"]] == [{"published": 2}, {"published": 5}]
+
+
 def test_node_does_not_count_itself_while_a_watch_has_a_filter_of_events(tapped: Tapped) -> None:
     tapped.watch("1")
     tapped.watch("2", channel="quiet")
