@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,15 @@ import pytest
 from tests.cluster.machine import command, engine, kill, machine, reconfigure, reload, until_workers, workers
 from tests.support.certificates import Links
 from tests.support.console import PASSWORD, Operator, console
-from tests.support.process import free_ports, push1st, wait_until
+from tests.support.process import ServerProcess, free_ports, push1st, wait_until
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[ServerProcess, Operator]]:
+    """A server with two workers, whose operator has not signed in."""
+    with console({"server": {"workers": 2}}) as (server, operator):
+        until_workers(server, 2)
+        yield server, operator
 
 
 def numbers(operator: Operator, count: int) -> set[int]:
@@ -26,25 +35,38 @@ def numbers(operator: Operator, count: int) -> set[int]:
     return found
 
 
-def test_session_is_valid_on_all_workers_until_it_ends_on_one() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        operator.sign_in()
-        assert numbers(operator, 2) == {0, 1}
-        kept = operator.cookie
-        assert operator.post("/api/logout").status == 200
-        operator.cookie = kept
-        wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end")
+def test_session_is_valid_on_all_workers_until_it_ends_on_one(pair: tuple[ServerProcess, Operator]) -> None:
+    _, operator = pair
+    operator.sign_in()
+    assert numbers(operator, 2) == {0, 1}
+    kept = operator.cookie
+    assert operator.post("/api/logout").status == 200
+    operator.cookie = kept
+    wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end")
 
 
-def test_session_that_ends_while_the_broker_is_away_ends_on_all_workers_when_it_is_back() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        kept = operator.sign_in().cookie
-        kill(engine(server))
-        assert operator.post("/api/logout").status == 200
-        operator.cookie = kept
-        wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end", 30)
+def test_new_worker_knows_the_sessions_that_ended_before_its_start(pair: tuple[ServerProcess, Operator]) -> None:
+    server, operator = pair
+    operator.sign_in()
+    ended, kept = operator.cookie, Operator(operator.port).sign_in()
+    assert operator.post("/api/logout").status == 200
+    before = set(workers(server).values())
+    reload(server)
+    assert set(workers(server).values()).isdisjoint(before), "all workers are new"
+    assert kept.get("/api/session").status == 200, "a session outlives its worker"
+    operator.cookie = ended
+    assert {operator.get("/api/session").status for _ in range(20)} == {401}
+
+
+def test_session_that_ends_while_the_broker_is_away_ends_on_all_workers_when_it_is_back(
+    pair: tuple[ServerProcess, Operator],
+) -> None:
+    server, operator = pair
+    kept = operator.sign_in().cookie
+    kill(engine(server))
+    assert operator.post("/api/logout").status == 200
+    operator.cookie = kept
+    wait_until(lambda: all(operator.get("/api/session").status == 401 for _ in range(20)), "all workers know the end", 30)
 
 
 def test_address_has_five_tries_at_all_workers_together() -> None:
@@ -53,20 +75,6 @@ def test_address_has_five_tries_at_all_workers_together() -> None:
         operator.sign_in()
         numbers(operator, 2)
         assert [operator.post("/api/login", {"password": "wrong"}).status for _ in range(12)][6:] == [429] * 6
-
-
-def test_new_worker_knows_the_sessions_that_ended_before_its_start() -> None:
-    with console({"server": {"workers": 2}}) as (server, operator):
-        until_workers(server, 2)
-        operator.sign_in()
-        ended, kept = operator.cookie, Operator(operator.port).sign_in()
-        assert operator.post("/api/logout").status == 200
-        before = set(workers(server).values())
-        reload(server)
-        assert set(workers(server).values()).isdisjoint(before), "all workers are new"
-        assert kept.get("/api/session").status == 200, "a session outlives its worker"
-        operator.cookie = ended
-        assert {operator.get("/api/session").status for _ in range(20)} == {401}
 
 
 def test_changed_password_ends_all_sessions_of_several_workers() -> None:
