@@ -68,14 +68,14 @@ class Cluster:
 
     def _node(self, name: str, facts: NodeFacts | None, lease: float | None, is_missing: bool) -> dict[str, Any]:
         """Returns a node. state: `here`, `answered`, `missing` (no answer in time, or no broker), or `no-console`."""
-        here = name == self._context.name
+        here, about = name == self._context.name, facts or self._context.wire.about.get(name)
         return {
             "id": name,
-            "machine": facts and facts.machine,
-            "worker": facts and facts.worker,
+            "machine": about and about.machine,
+            "worker": about and about.worker,
             "pid": facts and facts.pid,
             "lease": lease,
-            "state": "here" if here else "answered" if facts is not None else "missing" if is_missing else "no-console",
+            "state": "here" if here else "answered" if facts else "missing" if is_missing or about else "no-console",
         }
 
     async def _leases(self, nodes: Sequence[str]) -> dict[str, float]:

@@ -132,6 +132,11 @@ class ConsoleContext:
         self.broker = broker
         self.clients = clients
 
+    def require_broker(self) -> None:
+        """Raises Refused(503) at once while the broker is away, because a read would wait for it for seconds."""
+        if self.wire.peers().away:
+            raise Refused(503, "the broker is away, try again")
+
     def action(self, call: ConsoleCall, action: str, app: str, target: str) -> None:
         """Logs an action of an operator, such as the end of a connection."""
         log.info("console action", ip=call.ip, action=action, app=app, target=target)

@@ -39,6 +39,7 @@ class HistoryList:
             since = Position.parse(after) if after else None
         except ValueError:
             raise Refused(400, NO_CURSOR) from None
+        self._context.require_broker()
         page = await self._node.history.read(id, name, since, limit, True)
         replies = await self._context.wire.request("resumptions")
         resumptions: Counter[str] = Counter()

@@ -97,8 +97,8 @@ class MqttLists:
                 elif page.next:
                     following[node] = page.next
             following |= {node: places.get(node, FIRST) for node in replies.missing if not after or node in places}
-        away = replies.away
-        if state != "connected" and (not after or ABSENT in places) and self._node.sessions is not None:
+        away = replies.away or self._context.wire.peers().away
+        if state != "connected" and not away and (not after or ABSENT in places) and self._node.sessions is not None:
             place = places.get(ABSENT, "")
             if len(sessions) < limit:
                 try:
@@ -106,7 +106,7 @@ class MqttLists:
                 except ValueError:
                     raise Refused(400, NO_CURSOR) from None
                 except Refused as refused:
-                    away = away or refused.text
+                    away = refused.text
                 else:
                     examined += absent.examined
                     sessions += map(_absent, absent.sessions)
@@ -128,6 +128,7 @@ class MqttLists:
     async def _retained(self, call: ConsoleCall) -> object:
         app, limit, after = self._app(call), max(1, call.number("limit", 50, MAX_LIMIT)), call.text("after", MAX_CURSOR)
         prefix, with_data = exchange(call.text("prefix", MAX_NAME)), call.flag("data")
+        self._context.require_broker()
         try:
             page = await self._node.retained.listed(app, prefix, after, limit)
         except ValueError:
