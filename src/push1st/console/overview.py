@@ -16,6 +16,7 @@ from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import LostNodes
 from push1st.console.samples import FIELDS, Samples
+from push1st.console.wire import Replies
 from push1st.errors import Refused
 from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
 
@@ -138,12 +139,21 @@ class Overview:
             "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
             "missing": replies.missing,
             "lost": lost,
+            "silent": self._silent(replies),
             "about": self._context.wire.described([*replies.missing, *(one["id"] for one in lost)]),
             "away": replies.away,
             "certificates": facts.certificates,
             "reload": facts.reload,
             "warnings": len(facts.warnings),
         }
+
+    def _silent(self, replies: Replies) -> int:
+        """Returns the number of living nodes that have no console."""
+        wire = self._context.wire
+        nodes = set(wire.peers().nodes).difference(
+            wire.consoles(), wire.left, replies.missing, (node for node, _ in replies.found)
+        )
+        return 0 if replies.away else len(nodes)
 
     def _all_lost(self, nodes: Iterable[NodeOverview]) -> list[dict[str, Any]]:
         """Returns the nodes that some workers miss, and that have not answered, each with the first time, the last one first."""
