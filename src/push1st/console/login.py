@@ -105,7 +105,7 @@ class Login:
         self._threads = ThreadPoolExecutor(MAX_CHECKS, "console", _lower_priority)
 
     def count(self, address: str, counts: bool) -> None:
-        """Counts a try of an address at another worker; with `counts` false, takes back the count of a try without a check."""
+        """Counts a try of an address at another worker; with `counts` false, takes back the last count."""
         if counts:
             self._tries.add(address, self._monotonic())
         else:
@@ -136,6 +136,7 @@ class Login:
             log.warning("console sign-in refused", ip=ip, reason="wrong password")
             return error(401, "the password is wrong")
         self._tries.clear(address)
+        self._tell(address, False)
         log.info("console sign-in", ip=ip)
         return None
 
