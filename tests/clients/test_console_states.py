@@ -170,9 +170,34 @@ def test_screens_while_they_load(page: Site) -> None:
     assert found == {}
 
 
+def without_overview(answer: str) -> str:
+    """Returns JavaScript that answers requests of the overview, and opens no WebSocket."""
+    return f"""(() => {{
+      const usual = fetch;
+      fetch = (url, ...rest) => String(url).endsWith("/overview") ? {answer} : usual(url, ...rest);
+      WebSocket = class {{ static OPEN = 1; close() {{}} }};
+    }})()"""
+
+
+def test_live_screens_while_they_load(page: Site) -> None:
+    with page.another(without_overview("new Promise(() => {})")) as other:
+        until(other.tab, "Boolean(document.querySelector('.loading'))")
+        found = look(other, "loading", "overview")
+        other.begin("inspector", app="app-test")
+        other.until_text("Connecting to the live channel")
+        assert found | look(other, "loading", "inspector") == {}
+
+
+def test_overview_with_the_refusal_of_the_server(page: Site) -> None:
+    answer = """Promise.resolve(new Response('{"error": "the overview failed: see the log of this worker"}', {status: 500}))"""
+    with page.another(without_overview(answer)) as other:
+        other.until_text("The overview failed")
+        assert look(other, "refused", "overview") == {}
+
+
 def test_screens_with_the_refusals_of_the_server(page: Site) -> None:
     found: dict[str, Any] = {}
-    for screen in ("channels", "connections", "hooks", "mqtt"):
+    for screen in ("channels", "connections", "hooks", "inspector", "mqtt"):
         page.begin(screen, app="no-such-app")
         until(page.tab, "Boolean(document.querySelector('.problem'))")
         found |= look(page, "refused", screen)

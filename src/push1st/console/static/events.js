@@ -1,7 +1,7 @@
 // @ts-check
 /** The event creator: publishes an event like a backend, and keeps the last twenty in memory. */
 import { html, useEffect, useState } from "./vendor/htm-preact.js";
-import { call, link, path } from "./data.js";
+import { away, call, link, path, useStore } from "./data.js";
 import { bytes, clock } from "./text.js";
 import { Badge, Choice, Empty, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
@@ -25,6 +25,7 @@ export function Events({ params }) {
   const [error, fail] = useState(/** @type {Error | null} */ (null));
   const [busy, work] = useState(false);
   const problem = useJson(form.data);
+  const isAway = useStore(away);
   /** @param {Partial<Draft>} change */
   const put = (change) => {
     draft = { ...draft, ...change };
@@ -72,6 +73,7 @@ export function Events({ params }) {
         ></textarea>
       </label>
       <div class="submit">
+        ${isAway && html`<p class="warning">The broker is away: the server rejects publishes.</p>`}
         <p id="json-state" class=${problem ? "warning" : "note"} role="status">
           ${problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(new Blob([form.data]).size)}`}
         </p>

@@ -60,7 +60,7 @@ function Sessions({ params }) {
         { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
-        { key: "filters", label: "Filters", size: "xs", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
+        { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
         { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => known(row.waiting) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
@@ -87,7 +87,7 @@ function Sessions({ params }) {
           ["In flight", known(shown.inflight)],
         ]}
       />
-      <p class="strong">Filters</p>
+      <p class="strong">Subscriptions</p>
       <ul>
         ${shown.filters.map((/** @type {any} */ one) => html`<li class="mono of-channel"><${Text} of=${one.filter} /> <span class="faint">QoS ${one.qos}</span></li>`)}
       </ul>
