@@ -296,7 +296,7 @@ def picture(tab: Tab, name: str) -> None:
     """
     PICTURES.mkdir(exist_ok=True)
     width, height, needed = tab.evaluate("[innerWidth, innerHeight, document.documentElement.scrollHeight]")
-    if needed > height and not tab.evaluate("Boolean(document.querySelector('dialog[open]'))"):
+    if needed > height and not tab.evaluate("Boolean(document.querySelector('dialog[open], .side.open'))"):
         for _ in range(3):  # a part of the page may grow with the window
             tab.resize(width, min(needed, MAX_HEIGHT))
             needed = tab.evaluate("document.documentElement.scrollHeight")

@@ -96,11 +96,11 @@ def test_pictures_of_the_inspector_and_of_channels(browser: Browser) -> None:
             _sleep(page, 0.5)
             if page.evaluate(f"Boolean({REFUSED})"):
                 break
-        for number in range(9):
+        for number in range(14):
             order = {"name": "order-paid", "channels": ["orders"], "data": json.dumps({"number": number, "total": "49.90"})}
             server.post("/apps/shop/events", order)
         clients[-1].close()
-        until(page, "document.querySelectorAll('.line').length > 9")
+        until(page, "document.querySelectorAll('.line').length > 14")
         page.evaluate(f"{REFUSED}.click()")
         until(page, "Boolean(document.querySelector('.detail dl'))")
         picture(page, "book-inspector")

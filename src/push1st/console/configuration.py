@@ -69,7 +69,9 @@ def _with_few_names(text: str) -> str:
     """Returns a text that begins with the names of many apps, `a, b, c: text`, with the first few names and their number."""
     names, colon, rest = text.partition(": ")
     found = names.split(", ")
-    return text if not colon or len(found) <= MAX_NAMES else f"{', '.join(found[:3])} and {len(found) - 3} more{colon}{rest}"
+    return (
+        text if not colon or len(found) <= MAX_NAMES else f"{', '.join(found[:3])} and {len(found) - 3:,} more apps{colon}{rest}"
+    )
 
 
 def _shortened(text: str, half: int) -> str:

@@ -22,6 +22,6 @@ def test_texts_of_thousands_of_apps_are_cut_and_counted() -> None:
 def test_names_of_thousands_of_apps_are_counted() -> None:
     names = [f"shop-{number}" for number in range(10_000)]
     assert bounded([f"{', '.join(names)}: a note: with a colon"]) == [
-        "shop-0, shop-1, shop-2 and 9997 more: a note: with a colon"
+        "shop-0, shop-1, shop-2 and 9,997 more apps: a note: with a colon"
     ]
     assert bounded(["a, b: a note"]) == ["a, b: a note"]
