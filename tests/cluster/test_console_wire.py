@@ -2,8 +2,12 @@
 
 import asyncio
 import time
+from typing import Any
 
-from push1st.console.wire import MAX_SERVED, ConsoleWire
+import msgspec
+import structlog
+
+from push1st.console.wire import MAX_SERVED, ConsoleWire, Replies
 from push1st.errors import Refused
 from tests.cluster.places import nodes, until
 
@@ -48,6 +52,30 @@ async def test_handler_may_wait_and_refuse() -> None:
         replies = await near.request("refused", seconds=0.1)
         assert replies.found == [(one.name, b"own")]
         assert replies.missing == [two.name]
+
+
+async def test_exceptions_of_a_part_do_not_end_the_connection_to_the_broker() -> None:
+    async with nodes() as (_, one, two):
+        near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
+
+        def fail(_data: bytes) -> Any:
+            raise OSError("the disk is gone")
+
+        near.serve("failing", lambda _: b"own")
+        far.serve("failing", fail)
+        far.handle("failing", fail)
+        near.serve("well", lambda _: b"near")
+        far.serve("well", lambda _: b"far")
+        await far.open()
+        await near.open()
+        with structlog.testing.capture_logs() as logged:
+            replies = await near.request("failing", seconds=0.1)
+            near.handle("failing", lambda _: None)
+            assert near.send("failing", b"") == 2
+            assert len((await near.request("well", seconds=10)).found) == 2
+        assert (replies.found, replies.missing) == ([(one.name, b"own")], [two.name])
+        assert [line["event"] for line in logged] == ["console request failed", "console message failed"]
+        assert Replies([("a", b"1"), ("b", b"x")], ["c"], "").decoded(msgspec.json.decode) == [("a", 1)]
 
 
 async def test_late_reply_is_ignored_and_further_requests_are_bounded() -> None:

@@ -75,10 +75,12 @@ class Peers(NamedTuple):
 
     nodes: the names of the other living nodes.
     away: why this node may not publish now; "" if it may.
+    queued: the number of bytes that wait until a slow broker reads them; with several servers, for the slowest one.
     """
 
     nodes: Collection[str] = ()
     away: str = ""
+    queued: int = 0
 
 
 class Broker(Protocol):

@@ -236,6 +236,7 @@ class MemoryRetained:
         retained = self._apps.get(app)
         names = [] if retained is None else list(retained.messages)
         names += [name for id, name in self._cache if id == app]
+        names.sort()  # because each new message of a channel has another place in these dictionaries
         found, following, examined = chosen(names, prefix, after, most)
         messages = await self.read(app, [name for name, _ in found], LISTED_BYTES)
         if len(messages) < len(found):

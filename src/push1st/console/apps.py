@@ -40,7 +40,7 @@ class AppList:
         found = [app for app in config.apps if not search or _matches(app, search)]
         shown = found[at : at + limit]
         replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([app.id for app in shown]))
-        figures = [_figures.decode(one) for _, one in replies.found]
+        figures = [one for _, one in replies.decoded(_figures.decode)]
         sources = app_sources(config)
         return {
             "apps": [_summary(app, sources.get(app.id), figures) for app in shown],

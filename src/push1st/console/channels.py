@@ -119,7 +119,7 @@ class ChannelList:
         if wrong := wide_name_error(name):
             raise Refused(400, wrong)
         replies = await self._context.wire.request("channel", _encode(ChannelRequest(app.config.id, name)))
-        workers = sorted(((_count(data), worker) for worker, data in replies.found), reverse=True)
+        workers = sorted(((count, worker) for worker, count in replies.decoded(_count)), reverse=True)
         away, state = replies.away or self._context.wire.peers().away, ChannelState(sum(count for count, _ in workers))
         try:
             if not away:

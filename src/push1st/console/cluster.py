@@ -1,14 +1,15 @@
 """The nodes of the cluster, and the broker that connects them."""
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
+from push1st.console.endpoints import BrokerReports, ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.status import BrokerDetails, BrokerSummary
 
 KIND = "cluster"
@@ -32,6 +33,8 @@ class ServerSummary(msgspec.Struct, frozen=True):
     broker: BrokerSummary
 
 
+BrokerState: TypeAlias = tuple[list[BrokerDetails], BrokerSummary | None]
+
 _summary = msgspec.json.Decoder(ServerSummary)
 _facts = msgspec.msgpack.Decoder(NodeFacts)
 
@@ -41,9 +44,9 @@ class Cluster:
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
-        self._details: list[BrokerDetails] = []
-        self._details_at = -INFO_SECONDS
-        self._summary: BrokerSummary | None = None
+        self._reading: asyncio.Task[BrokerState] | None = None
+        """the last read of the broker's state, which all requests share until it is old"""
+        self._read_at = 0.0
         context.wire.serve(KIND, self._own)
         self.endpoints = (ConsoleEndpoint("GET", "cluster", self._show),)
 
@@ -53,7 +56,7 @@ class Cluster:
     async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
         context = self._context
         replies = await context.wire.request(KIND)
-        facts = {node: _facts.decode(one) for node, one in replies.found}
+        facts = dict(replies.decoded(_facts.decode))
         nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
         leases = await self._leases(nodes)
         return {
@@ -93,23 +96,35 @@ class Cluster:
         ports = self._context.broker
         if ports is None:
             return None
-        now = self._context.node.clock.monotonic()
-        if now - self._details_at >= INFO_SECONDS:
-            self._details_at = now
-            try:
-                async with asyncio.timeout(BROKER_SECONDS):
-                    self._details = await ports.details()
-            except TimeoutError:
-                self._details = []
-            status = self._context.node.status
-            found = await status() if status is not None else b""
-            self._summary = _summary.decode(found).broker if found else None
+        details, summary = await self._state(ports)
         count = self._context.node.metrics
         return {
-            "kind": self._summary and self._summary.kind,
-            "url": self._summary and self._summary.url,
+            "kind": summary and summary.kind,
+            "url": summary and summary.url,
             "connected": not self._context.wire.peers().away,
-            "servers": self._details,
+            "servers": details,
             "away_seconds": count.broker_away,
             "unconfirmed": count.broker_unconfirmed,
         }
+
+    async def _state(self, ports: BrokerReports) -> BrokerState:
+        """Returns the broker's servers and its summary. The requests of `INFO_SECONDS` share one read, unless the read fails."""
+        now = self._context.node.clock.monotonic()
+        reading = self._reading
+        if reading is None or (reading.done() and (now - self._read_at >= INFO_SECONDS or not _has_succeeded(reading))):
+            self._read_at = now
+            reading = self._reading = asyncio.create_task(self._read(ports))
+        return await asyncio.shield(reading)
+
+    async def _read(self, ports: BrokerReports) -> BrokerState:
+        details: list[BrokerDetails] = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BROKER_SECONDS):
+                details = await ports.details()
+        status = self._context.node.status
+        found = await status() if status is not None else b""
+        return details, _summary.decode(found).broker if found else None
+
+
+def _has_succeeded(reading: asyncio.Task[BrokerState]) -> bool:
+    return not reading.cancelled() and reading.exception() is None and bool(reading.result()[0])

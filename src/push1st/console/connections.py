@@ -12,7 +12,8 @@ from typing import Protocol, cast
 
 import msgspec
 
-from push1st.console.cursors import FIRST, NO_CURSOR, cursor_of, index_of, is_place, place_at, places_of
+from push1st.brokers.listing import index_of, is_place, place_at
+from push1st.console.cursors import BEGIN, BEGUN, MAX_CURSOR, NO_CURSOR, cursor_of, joined_page, places_of, places_to_read
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.agents import ClientAgents
 from push1st.core.app import App
@@ -20,7 +21,6 @@ from push1st.core.session import Session
 from push1st.errors import Refused
 
 MAX_LIMIT = 100
-MAX_CURSOR = 8192
 MAX_ID = 600
 MAX_EXAMINED = 10_000
 """the maximum number of sessions that a worker examines for a page"""
@@ -46,11 +46,10 @@ class ConnectionFilter(msgspec.Struct, array_like=True):
 
 
 class ConnectionsRequest(msgspec.Struct, array_like=True):
-    """A request for sessions. places: the cursors of the workers. is_first: whether workers without a cursor begin."""
+    """A request for sessions. places: the places of the nodes; a node without one replies with an empty page."""
 
     app: str
     filter: ConnectionFilter
-    is_first: bool
     places: dict[str, str]
     limit: int
 
@@ -128,7 +127,7 @@ class ConnectionList:
 
     async def _own(self, data: bytes) -> bytes:
         request = _request(data)
-        place = request.places.get(self._context.name, FIRST if request.is_first else "")
+        place = request.places.get(self._context.name, "")
         app = self._node.used.get(request.app)
         if app is None or not place:
             return _encode(ConnectionPage())
@@ -137,7 +136,7 @@ class ConnectionList:
     async def _examine(self, app: App, wanted: ConnectionFilter, place: str, limit: int) -> ConnectionPage:
         """Returns the next sessions that pass the filter. place: a valid cursor."""
         sessions = _candidates(app, wanted)
-        begin = index = index_of(sessions, place)
+        begin = index = index_of(sessions, place, _id)
         end = min(len(sessions), begin + MAX_EXAMINED)
         found: list[ListedConnection] = []
         await asyncio.sleep(0)
@@ -146,11 +145,11 @@ class ConnectionList:
             session = sessions[index]
             index += 1
             if not session.closed and _passes(session, wanted):
-                found.append(self._listed(session, place_at(sessions, index)))
+                found.append(self._listed(session, place_at(sessions, index, _id)))
             if not index % SLICE or time.monotonic() > until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + SLICE_SECONDS
-        following = place_at(sessions, index) if index < len(sessions) else ""
+        following = place_at(sessions, index, _id) if index < len(sessions) else ""
         return ConnectionPage(found, following, index - begin)
 
     def _listed(self, session: Session, after: str) -> ListedConnection:
@@ -205,29 +204,21 @@ class ConnectionList:
         )
         if wanted.protocol and wanted.protocol not in PROTOCOLS:
             raise Refused(400, f"protocol must be one of {', '.join(PROTOCOLS)}")
-        places = places_of(after) if after else {}
-        if not all(is_place(place) for place in places.values()):
+        cursor = places_of(after) if after else BEGIN
+        if not all(key == BEGUN or is_place(place) for key, place in cursor.items()):
             raise Refused(400, NO_CURSOR)
-        request = ConnectionsRequest(app.config.id, wanted, not after, places, limit)
-        replies = await self._context.wire.request("connections", _encode(request), seconds=SECONDS)
-        rows: list[dict[str, object]] = []
-        following: dict[str, str] = {}
-        examined = 0
-        for node, data in replies.found:
-            page = _page(data)
-            examined += page.examined
-            shown = page.connections[: limit - len(rows)]
-            rows += [_row(one, node) for one in shown]
-            if len(shown) < len(page.connections):
-                following[node] = shown[-1].after if shown else places.get(node, FIRST)
-            elif page.next:
-                following[node] = page.next
-        following |= {node: places.get(node, FIRST) for node in replies.missing if not after or node in places}
+        wire = self._context.wire
+        places = places_to_read(cursor, (self._context.name, *wire.consoles()))
+        request = ConnectionsRequest(app.config.id, wanted, places, limit)
+        replies = await wire.request("connections", _encode(request), seconds=SECONDS)
+        pages = dict(replies.decoded(_page))
+        listed = {node: (page.connections, page.next) for node, page in pages.items()}
+        rows, following = joined_page(cursor, places, listed, replies.missing, limit)
         return {
-            "connections": rows,
+            "connections": [_row(one, node) for node, one in rows],
             "next": cursor_of(following),
             "complete": not following or len(rows) >= limit,
-            "examined": examined,
+            "examined": sum(page.examined for page in pages.values()),
             "missing": replies.missing,
             "away": replies.away,
         }
@@ -241,6 +232,8 @@ class ConnectionList:
         request = TerminateRequest(app, id, body.reconnect)
         replies = await self._context.wire.request("terminate", _encode(request), seconds=SECONDS)
         found = sum(bool(data) for _, data in replies.found)
+        if not found and replies.away:
+            raise Refused(503, f"the broker is away, and this worker has no connection {id[:64]!r}: try again")
         if not found and not replies.missing:
             raise Refused(404, f"there is no connection {id[:64]!r}")
         self._context.action(call, "terminate", app, id)
@@ -296,3 +289,7 @@ def _row(one: ListedConnection, node: str) -> dict[str, object]:
     row = msgspec.structs.asdict(one) | {"worker": node}
     del row["after"]
     return row
+
+
+def _id(session: Session) -> str:
+    return session.id

@@ -1,27 +1,37 @@
 """What the lists of the console share: opaque cursors over several workers, and data of clients as JSON. Pure."""
 
-import re
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import msgspec
 
-from push1st.brokers.listing import digest_of
+from push1st.brokers.listing import FIRST
 from push1st.errors import Refused
 
 MAX_DATA = 10_000
 """the maximum number of bytes of an event's data in an answer"""
 NO_CURSOR = "after is not a cursor of this list"
-FIRST = "0:"
-"""the place at the beginning of a list"""
-MAX_MOVED = 2000
-"""the number of entries on each side of a place among which the anchors of the place are searched"""
-ANCHORS = (1, 8, 64, 512)
-"""the distances of a place's anchors before the place"""
-_PLACE = re.compile(r"[0-9]{1,9}:(?:[0-9a-f]{1,8}(?:\.[0-9a-f]{1,8}){0,3})?\Z")
+MAX_CURSOR = 12_000
+"""the maximum number of bytes of a cursor; a request has at most `protocols.http.MAX_HEAD` bytes before its body"""
+MAX_PLACES = 50
+"""the maximum number of nodes with a place in a cursor, so that a cursor has less than 5000 bytes"""
+BEGUN = "begun"
+"""the key of the last node, in the order of the names, whose list has begun; later nodes begin on later pages"""
+BEGIN = {BEGUN: ""}
+"""the places before the first page"""
 _decode = msgspec.msgpack.Decoder(dict[str, str]).decode
+
+
+class ListedRow(Protocol):
+    """A row of a list. after: the place of the rows after this one."""
+
+    @property
+    def after(self) -> str: ...
+
+
+R = TypeVar("R", bound=ListedRow)
 
 
 def cursor_of(places: dict[str, str]) -> str | None:
@@ -39,37 +49,50 @@ def places_of(cursor: str) -> dict[str, str]:
         raise Refused(400, NO_CURSOR) from None
 
 
-class ListedEntry(Protocol):
-    """An entry of a list that keeps its order while entries are removed."""
+def places_to_read(cursor: Mapping[str, str], nodes: Iterable[str]) -> dict[str, str]:
+    """Returns the places from which the nodes list their entries for a page, in the order in which the page shows the nodes.
 
-    @property
-    def id(self) -> str: ...
-
-
-def place_at(entries: Sequence[ListedEntry], index: int) -> str:
-    """Returns the place before the entry `index`: the index, and checksums of some entries before it, the *anchors*."""
-    return f"{index}:{'.'.join([digest_of(entries[index - one].id) for one in ANCHORS if one <= index])}"
-
-
-def is_place(text: str) -> bool:
-    """Returns whether a text is a place."""
-    return _PLACE.match(text) is not None
-
-
-def index_of(entries: Sequence[ListedEntry], place: str) -> int:
-    """Returns the index of the first entry after a place, although entries were removed and added since.
-
-    The last entries before the place may be removed, so the list continues after the nearest anchor that is left. Without an
-    anchor, it continues earlier. So a page may repeat entries, but it skips none, unless more than `MAX_MOVED` entries before
-    the place are removed meanwhile.
+    cursor: the places in the cursor of the page; `BEGIN` for the first page.
+    nodes: the living nodes.
     """
-    number, _, text = place.partition(":")
-    index, anchors = min(int(number), len(entries)), text.split(".")
-    if not text or (index and digest_of(entries[index - 1].id) == anchors[0]):
-        return index
-    begin = max(0, index - MAX_MOVED)
-    places = {digest_of(one.id): at for at, one in enumerate(entries[begin : index + MAX_MOVED], begin + 1)}
-    return next((places[anchor] for anchor in anchors if anchor in places), begin)
+    last, ordered = cursor.get(BEGUN), sorted(nodes)
+    found = {node: cursor[node] for node in ordered if node in cursor}
+    return found | {node: FIRST for node in ordered if last is not None and node > last and node not in found}
+
+
+def joined_page(
+    cursor: Mapping[str, str],
+    places: Mapping[str, str],
+    pages: Mapping[str, tuple[Sequence[R], str]],
+    missing: Collection[str],
+    limit: int,
+) -> tuple[list[tuple[str, R]], dict[str, str]]:
+    """Returns the rows of a page, each with its node, and the places in the cursor of the next page (`cursor_of`).
+
+    A page shows the lists of the nodes one after another, so that the cursor has places of `MAX_PLACES` nodes at most, however
+    many nodes there are.
+
+    places: the result of `places_to_read`.
+    pages: for each node that has replied, its rows, and the place after them; "" at the end of its list.
+    missing: the living nodes that have not replied. They keep their places.
+    """
+    rows: list[tuple[str, R]] = []
+    following: dict[str, str] = {}
+    last = cursor.get(BEGUN, "")
+    for node, place in places.items():
+        listed, after = pages.get(node, ((), place if node in missing else ""))
+        if node not in cursor:
+            if (listed or after) and (len(rows) == limit or len(following) == MAX_PLACES):
+                following[BEGUN] = last
+                break
+            last = node
+        shown = listed[: limit - len(rows)]
+        rows += [(node, row) for row in shown]
+        if len(shown) < len(listed):
+            following[node] = shown[-1].after if shown else place
+        elif after:
+            following[node] = after
+    return rows, following
 
 
 def shown_data(data: bytes, most: int = MAX_DATA) -> dict[str, object]:

@@ -92,8 +92,8 @@ class ConsoleDoor:
             replies = await self._wire.request(ENDED, msgspec.msgpack.encode(self._sessions.ended), node=node)
         except Refused as exc:
             return exc.text
-        for name, packed in replies.found:
-            self._end(_ended.decode(packed))
+        for name, ended in replies.decoded(_ended.decode):
+            self._end(ended)
             exchanged.add(name)
         return replies.away or (f"no reply from {', '.join(replies.missing)}" if replies.missing else "")
 

@@ -43,8 +43,8 @@ class HistoryList:
         page = await self._node.history.read(id, name, since, limit, True)
         replies = await self._context.wire.request("resumptions")
         resumptions: Counter[str] = Counter()
-        for _, data in replies.found:
-            resumptions.update(_counts(data))
+        for _, counts in replies.decoded(_counts):
+            resumptions.update(counts)
         return {
             "items": [_item(message) for message in page.messages],
             "epoch": page.position.epoch,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from push1st.api.hooks import merged
-from push1st.console.cursors import MAX_DATA, NO_CURSOR, cursor_of, places_of, shown_data
+from push1st.console.cursors import MAX_CURSOR, MAX_DATA, NO_CURSOR, cursor_of, places_of, shown_data
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.console.wire import Replies
 from push1st.errors import Refused
@@ -164,7 +164,7 @@ class HookList:
 
     async def _all(self, app: str) -> tuple[Replies, list[tuple[str, WorkerHooks]]]:
         replies = await self._context.wire.request("hooks", app.encode())
-        return replies, [(node, _worker_hooks(data)) for node, data in replies.found]
+        return replies, replies.decoded(_worker_hooks)
 
     async def _hooks(self, call: ConsoleCall) -> object:
         replies, found = await self._all(self._app(call))
@@ -191,7 +191,7 @@ class HookList:
         return replies, {word: folder for word, (_, folder) in chosen.items()}
 
     async def _letters(self, call: ConsoleCall) -> object:
-        app, limit, after = self._app(call), max(1, call.number("limit", 50, MAX_LIMIT)), call.text("after", 4096)
+        app, limit, after = self._app(call), max(1, call.number("limit", 50, MAX_LIMIT)), call.text("after", MAX_CURSOR)
         hook = call.text("endpoint", _HOOK_LENGTH)
         replies, folders = await self._folders(app)
         places = places_of(after) if after else dict.fromkeys(folders, "")
@@ -233,7 +233,7 @@ class HookList:
     async def _page(self, folder: _Folder, request: LettersRequest) -> Outcome | None:
         """Requests a page of the letters in a folder; returns None if the worker does not answer."""
         replies = await self._context.wire.request("dead-letters", _encode(request), node=folder.node, seconds=2)
-        return _outcome(replies.found[0][1]) if replies.found else None
+        return next((outcome for _, outcome in replies.decoded(_outcome)), None)
 
     async def _redrive(self, call: ConsoleCall) -> object:
         app = self._app(call)
@@ -256,10 +256,10 @@ class HookList:
         for word, ids in groups.items():
             data = _encode(RedriveRequest(app, selected.endpoint, ids))
             replies = await self._context.wire.request("redrive", data, node=folders[word].node, seconds=REDRIVE_SECONDS)
-            if not replies.found:
+            outcome = next((one for _, one in replies.decoded(_outcome)), None)
+            if outcome is None:
                 unanswered += len(ids)
                 continue
-            outcome = _outcome(replies.found[0][1])
             if outcome.code:
                 failed.append(outcome)
                 refused[outcome.text] += len(ids)

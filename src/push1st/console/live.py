@@ -1,7 +1,8 @@
 """The WebSocket `api/live` of the console, with JSON messages in both directions.
 
 A page sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
-name. The worker pings a silent page, ends a socket whose session has ended or expired (4401), and ends a page that does not read.
+name. The worker pings a silent page, ends a socket whose session has ended or expired (4401), and ends the socket of a page that
+does not read its messages (4100).
 """
 
 import asyncio
@@ -37,7 +38,11 @@ MAX_SOCKETS = 10
 MAX_MESSAGE = 16_384
 """the maximum number of bytes of a message from a page"""
 MAX_UNSENT = 1 << 20
-"""the number of unsent bytes above which the worker ends a socket"""
+"""the number of unsent bytes above which a page is behind; one message of a large cluster may be longer"""
+MAX_WAITING = 4 << 20
+"""the number of unsent bytes above which the next message ends the socket"""
+UNREAD_SECONDS = 10
+"""the seconds after which the worker ends the socket of a page that is behind and reads nothing"""
 MAX_EVENTS_A_SECOND = 50
 PING_SECONDS = 25
 """the seconds without input after which the worker sends a ping; proxies often end connections that are silent for a minute"""
@@ -55,11 +60,14 @@ class LiveSocket(SocketOwner):
         "_decoder",
         "_live",
         "_pinged",
+        "_read_at",
         "_seen",
         "_tokens",
         "_transport",
+        "_unsent",
         "due_at",
         "ends",
+        "is_behind",
         "nonce",
         "watches",
     )
@@ -79,6 +87,11 @@ class LiveSocket(SocketOwner):
         self._seen = self._context.sweep.now
         self._pinged = False
         self._closing = False
+        self.is_behind = False
+        """whether more than `MAX_UNSENT` bytes are unsent; parts then wait with messages that later ones replace"""
+        self._unsent = 0
+        self._read_at = self._seen
+        """the number of unsent bytes at the last check, and when the page last read some of them"""
         self.due_at = NEVER
 
     def start(self, switch: bytes) -> None:
@@ -100,15 +113,22 @@ class LiveSocket(SocketOwner):
 
     def send(self, message: bytes) -> None:
         """Sends a message, which is JSON."""
-        if not self._closing and not self._transport.is_closing():
+        if self._closing or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() > MAX_WAITING:
+            self._end_unread()
+        else:
             self._transport.write(text_frame(message))
 
+    def _end_unread(self) -> None:
+        self.close(4100, "the page does not read its messages")
+
     def pause_writing(self) -> None:
-        """Ends the socket of a page that does not read, after this turn: the event loop may call this method during a write."""
-        asyncio.get_running_loop().call_soon(self.close, 4100, "the page does not read its messages")
+        self.is_behind = True
+        self._unsent, self._read_at = self._transport.get_write_buffer_size(), self._context.sweep.now
 
     def resume_writing(self) -> None:
-        pass
+        self.is_behind = False
 
     # Input
 
@@ -191,6 +211,9 @@ class LiveSocket(SocketOwner):
         if self._context.node.clock.wall() >= self.ends * 1_000_000_000:
             self.close(SESSION_ENDED, "the session has expired")
             return now + CLOSE_SECONDS
+        if self.is_behind and self._is_unread(now):
+            self._end_unread()
+            return now + CLOSE_SECONDS
         silent = now - self._seen
         if silent >= PING_SECONDS + PONG_SECONDS:
             self.close(4201, "no answer to a ping")
@@ -199,6 +222,13 @@ class LiveSocket(SocketOwner):
             self._pinged = True
             self._transport.write(PING_FRAME)
         return now + 1
+
+    def _is_unread(self, now: float) -> bool:
+        """Returns whether a page that is behind has read nothing for `UNREAD_SECONDS`."""
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        if self._unsent < before:
+            self._read_at = now
+        return now - self._read_at >= UNREAD_SECONDS
 
 
 @runtime_checkable

@@ -2,9 +2,19 @@
 
 import msgspec
 
+from push1st.brokers.listing import FIRST
 from push1st.brokers.retained import expires
 from push1st.brokers.sessions import AbsentSession, Owner
-from push1st.console.cursors import NO_CURSOR, cursor_of, places_of, shown_data
+from push1st.console.cursors import (
+    BEGIN,
+    MAX_CURSOR,
+    NO_CURSOR,
+    cursor_of,
+    joined_page,
+    places_of,
+    places_to_read,
+    shown_data,
+)
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.console.wire import Replies
 from push1st.errors import Refused
@@ -14,25 +24,18 @@ from push1st.protocols.mqtt.topics import channel_of, exchange, filter_of
 from push1st.transports.mqtt.listing import ClientPage, ConnectedClient, connected_clients
 
 MAX_LIMIT = 200
-MAX_CURSOR = 4096
 MAX_NAME = 1024
 """the maximum number of bytes of the beginning of a client id or topic"""
 STATES = ("", "connected", "absent")
-FIRST = "0"
-"""the place of a list of which nothing is shown yet"""
 ABSENT = ""
 """the name of the list of absent sessions in a cursor; other lists have the names of the workers' nodes"""
 
 
 class ClientsRequest(msgspec.Struct, array_like=True):
-    """A request for connected clients. places: the cursors of the nodes; a node without one has no further clients.
-
-    is_first: whether all nodes begin.
-    """
+    """A request for connected clients. places: the places of the nodes; a node without one replies with an empty page."""
 
     app: str
     prefix: str
-    is_first: bool
     places: dict[str, str]
     limit: int
 
@@ -65,11 +68,11 @@ class MqttLists:
 
     async def _own_clients(self, data: bytes) -> bytes:
         request, clients = _request(data), self._context.clients
-        place = request.places.get(self._context.name, FIRST if request.is_first else "")
+        place = request.places.get(self._context.name, "")
         if clients is None or not place:
             return _encode(ClientPage((), "", 0))
         try:
-            page = await connected_clients(clients, request.app, request.prefix, "" if place == FIRST else place, request.limit)
+            page = await connected_clients(clients, request.app, request.prefix, place, request.limit)
         except ValueError:  # the cursor was changed
             page = ClientPage((), "", 0)
         return _encode(page)
@@ -79,27 +82,22 @@ class MqttLists:
         prefix, state = call.text("client", MAX_NAME), call.text("state")
         if state not in STATES:
             raise Refused(400, "state must be connected or absent")
-        places = places_of(after) if after else {}
+        cursor = places_of(after) if after else BEGIN
         sessions: list[dict[str, object]] = []
         following: dict[str, str] = {}
         examined, replies = 0, Replies([], [], "")
-        if state != "absent" and (not after or places.keys() - {ABSENT}):
-            request = ClientsRequest(app, prefix, not after, places, limit)
-            replies = await self._context.wire.request("mqtt-clients", _encode(request))
-            now = self._node.clock.wall() / 1e9
-            for node, data in replies.found:
-                page = _page(data)
-                examined += page.examined
-                shown = page.clients[: limit - len(sessions)]
-                sessions += [_connected(one, node, now) for one in shown]
-                if len(shown) < len(page.clients):
-                    following[node] = shown[-1].after if shown else places.get(node, FIRST)
-                elif page.next:
-                    following[node] = page.next
-            following |= {node: places.get(node, FIRST) for node in replies.missing if not after or node in places}
+        if state != "absent" and (not after or cursor.keys() - {ABSENT}):
+            wire, now = self._context.wire, self._node.clock.wall() / 1e9
+            places = places_to_read(cursor, (self._context.name, *wire.consoles()))
+            replies = await wire.request("mqtt-clients", _encode(ClientsRequest(app, prefix, places, limit)))
+            pages = dict(replies.decoded(_page))
+            examined = sum(page.examined for page in pages.values())
+            listed = {node: (page.clients, page.next) for node, page in pages.items()}
+            rows, following = joined_page(cursor, places, listed, replies.missing, limit)
+            sessions = [_connected(one, node, now) for node, one in rows]
         away = replies.away or self._context.wire.peers().away
-        if state != "connected" and not away and (not after or ABSENT in places) and self._node.sessions is not None:
-            place = places.get(ABSENT, "")
+        if state != "connected" and not away and (not after or ABSENT in cursor) and self._node.sessions is not None:
+            place = cursor.get(ABSENT, FIRST)
             if len(sessions) < limit:
                 try:
                     absent = await self._node.sessions.absent(app, prefix, "" if place == FIRST else place, limit - len(sessions))
@@ -113,7 +111,7 @@ class MqttLists:
                     if absent.next:
                         following[ABSENT] = absent.next
             else:
-                following[ABSENT] = place or FIRST
+                following[ABSENT] = place
         return {
             "sessions": sessions,
             "next": cursor_of(following),

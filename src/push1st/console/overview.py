@@ -7,11 +7,12 @@ an answer every few seconds from a task of its own; without such pages there is 
 import asyncio
 import platform
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+from push1st import logs
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import LostNodes
@@ -28,6 +29,9 @@ FACTS_SECONDS = 5.0
 MAX_EVERY, MIN_EVERY, EVERY = 60, 1, 2
 """the most, the fewest, and the usual seconds between two answers to a page that watches"""
 WITH_SERIES, WITHOUT = b"1", b""
+FAILED = "the overview failed: see the log of this worker"
+
+log = logs.get("push1st.console")
 
 
 class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
@@ -71,7 +75,8 @@ class Overview:
         self._context = context
         self._clock = context.node.clock
         self._samples = Samples()
-        self._watches: dict[LiveSocket, asyncio.Task[None]] = {}
+        self._watches: dict[LiveSocket, tuple[float, asyncio.Task[None]]] = {}
+        """the pages that watch, each with the seconds between two answers, and the task that sends them"""
         self._answers: dict[bytes, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
         self._facts = Facts()
         self._facts_at = self._behind_at = -FACTS_SECONDS
@@ -131,7 +136,7 @@ class Overview:
 
     async def _collect(self, data: bytes) -> dict[str, Any]:
         replies = await self._context.wire.request(KIND, data)
-        nodes = [_nodes.decode(one) for _, one in replies.found]
+        nodes = [one for _, one in replies.decoded(_nodes.decode)]
         facts, lost = await self._server_facts(), self._all_lost(nodes)
         return {
             "at": self._clock.wall() / 1_000_000_000,
@@ -180,22 +185,30 @@ class Overview:
         every = request.get("every", EVERY)
         if not isinstance(every, int | float) or not MIN_EVERY <= every <= MAX_EVERY:
             raise Refused(400, f"every must be a number from {MIN_EVERY} to {MAX_EVERY}")
-        self.unwatch(socket)
-        self._watches[socket] = asyncio.create_task(self._send(socket.send, every))
+        kept = self._watches.get(socket)
+        if kept is None or kept[0] != every or kept[1].done():
+            self.unwatch(socket)
+            self._watches[socket] = every, asyncio.create_task(self._send(socket, every))
 
     def unwatch(self, socket: LiveSocket) -> None:
         """See `live.Watchable`."""
-        task = self._watches.pop(socket, None)
-        if task is not None:
-            task.cancel()
+        found = self._watches.pop(socket, None)
+        if found is not None:
+            found[1].cancel()
 
-    async def _send(self, send: Callable[[bytes], None], every: float) -> None:
-        data = WITH_SERIES
+    async def _send(self, socket: LiveSocket, every: float) -> None:
+        """Sends answers to a page that watches. The page gets no further answer while it has not read the earlier ones."""
+        data, has_failed = WITH_SERIES, False
         while True:
-            try:
-                answer: dict[str, Any] = {KIND: await self._answer(data)}
-                data = WITHOUT
-            except Refused as exc:
-                answer = {"error": exc.text}
-            send(msgspec.json.encode(answer))
+            if not socket.is_behind:
+                try:
+                    text = msgspec.json.encode({KIND: await self._answer(data)})
+                    data, has_failed = WITHOUT, False
+                except Refused as exc:
+                    text = msgspec.json.encode({"error": exc.text})
+                except Exception:
+                    if not has_failed:
+                        log.exception("console overview failed")
+                    text, has_failed = msgspec.json.encode({"error": FAILED}), True
+                socket.send(text)
             await asyncio.sleep(every)

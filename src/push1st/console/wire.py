@@ -5,6 +5,9 @@ no source of apps contains, so this app has no clients and no metrics. A console
 replies. So every console knows which living nodes have a console, and waits only for these nodes.
 
 Without a shared broker, and while the broker is away, a worker replies to its own requests only.
+
+The parts of the console handle what other workers send while the worker reads from the broker. So no exception of a part may
+leave this module: it would end the connection to the broker, and with it the deliveries to all clients of the worker.
 """
 
 import asyncio
@@ -12,7 +15,7 @@ import itertools
 import socket
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -33,6 +36,11 @@ MAX_SERVED = 100
 """the maximum number of requests of other workers that a worker serves at the same time; it does not reply to further requests"""
 MAX_HEARD = 2000
 """the number of known nodes above which the wire forgets the dead ones"""
+MAX_QUEUED = 1 << 20
+"""the number of bytes that wait for a slow broker above which long messages are not sent. It is less than the number above which
+clients cannot publish (`brokers.redis.publishing.MAX_QUEUED`)."""
+LONG = 1024
+"""the number of bytes above which a message is long"""
 RETRY_SECONDS = 1.0
 GREETING_SECONDS = 0.3
 FRESH_SECONDS = 2.0
@@ -41,6 +49,8 @@ HELLO, FAREWELL = "hello", "farewell"
 """the kinds of the request with which a console greets the others, and of its last message"""
 
 log = logs.get("push1st.console")
+
+T = TypeVar("T")
 
 
 class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
@@ -61,6 +71,19 @@ class Replies(msgspec.Struct):
     found: list[tuple[str, bytes]]
     missing: list[str]
     away: str
+
+    def decoded(self, decode: Callable[[bytes], T]) -> list[tuple[str, T]]:
+        """Returns the name of each node that replied, with its decoded reply.
+
+        If a reply cannot be decoded, because its node runs another version of Push1st, the node becomes a missing one.
+        """
+        found: list[tuple[str, T]] = []
+        for node, data in self.found:
+            try:
+                found.append((node, decode(data)))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                self.missing.append(node)
+        return found
 
 
 class WireRequest(msgspec.Struct, frozen=True, array_like=True, tag="request"):
@@ -139,7 +162,7 @@ class ConsoleWire:
         """whether the broker has confirmed the subscriptions to the topics"""
 
     def serve(self, kind: str, handler: Callable[[bytes], MaybeAwaitable[bytes]]) -> None:
-        """Sets the function that replies to requests of a kind. A request for which it raises Refused gets no reply."""
+        """Sets the function that replies to requests of a kind. A request for which it raises an exception gets no reply."""
         self._served[kind] = handler
 
     def handle(self, kind: str, handler: Callable[[bytes], None]) -> None:
@@ -235,17 +258,35 @@ class ConsoleWire:
         return Replies(own + sorted(pending.found.items()), missing, living.away)
 
     def send(self, kind: str, data: bytes, node: str = "") -> int:
-        """Sends a message to all workers, or to one node. Returns the number of workers to which the message is sent."""
+        """Sends a message to all workers, or to one node. Returns the number of workers to which the message is sent.
+
+        The message is not sent to other workers while the broker is away, or, if it is a long one, while the broker is slow.
+        """
         reached = 0
         if node in ("", self._name):
-            self._handled[kind](data)
-            reached = 1
+            reached += self._handle(kind, data)
         if node != self._name:
             others = [one for one in self.consoles() if node in ("", one)]
-            if others:
+            if others and self._may_send(data):
                 self._publish(_topic(node) if node else TOPIC, WireMessage(self._name, kind, data))
                 reached += len(others)
         return reached
+
+    def _may_send(self, data: bytes) -> bool:
+        peers = self.peers()
+        return not peers.away and (len(data) <= LONG or peers.queued <= MAX_QUEUED)
+
+    def _handle(self, kind: str, data: bytes) -> bool:
+        """Calls the function of this worker for a message. Returns whether it has handled the message."""
+        handler = self._handled.get(kind)
+        if handler is None:  # a console of another version sent it
+            return False
+        try:
+            handler(data)
+        except Exception:
+            log.exception("console message failed", kind=kind)
+            return False
+        return True
 
     async def _own(self, kind: str, data: bytes) -> bytes:
         found = self._served[kind](data)
@@ -272,7 +313,7 @@ class ConsoleWire:
         """Handles a frame of the topics, in which this worker's own frames arrive too."""
         try:
             frame = _decoder.decode(data)
-        except msgspec.DecodeError:  # a worker of another version
+        except (msgspec.DecodeError, UnicodeDecodeError):  # a worker of another version
             return
         if frame.origin == self._name or frame.origin in self.left:
             return
@@ -293,9 +334,7 @@ class ConsoleWire:
             if pending is not None:
                 pending.reply(frame.origin, frame.data)
         elif isinstance(frame, WireMessage):
-            handler = self._handled.get(frame.kind)
-            if handler is not None:
-                handler(frame.data)
+            self._handle(frame.kind, frame.data)
         elif self._serving < MAX_SERVED:
             spawn(self._reply(frame))
 
@@ -313,6 +352,8 @@ class ConsoleWire:
             self._publish(_topic(asked.origin), WireReply(asked.number, self._name, data))
         except Refused:
             pass
+        except Exception:  # this worker counts as a missing one
+            log.exception("console request failed", kind=asked.kind, origin=asked.origin)
         finally:
             self._serving -= 1
 

@@ -219,12 +219,12 @@ class Server:
         return 0 if self._siblings is None else self._siblings.number
 
     def _each_second(self) -> None:
-        if self._console is not None:
-            self._console.tick()
         spawn(self.node.tick())
         spawn(self._mqtt_clients.tick())
         self.live.tick()
         self.context.check_descriptors()
+        if self._console is not None:
+            self._console.tick()  # after the parts that clients need
 
     def _open_broker(self) -> Any:
         """Returns the object that implements all interfaces of `brokers`."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from push1st.brokers import AcceptsChannel, ChannelPage, Occupancy
 from push1st.brokers.listing import MAX_EXAMINED
+from push1st.brokers.redis.listing import MAX_POSITION
 from push1st.brokers.redis.presence import members_of
 from push1st.brokers.redis.shards import Shards
 from push1st.channels import kind_of
@@ -31,7 +32,7 @@ class RedisLists:
 
     async def some(self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int) -> ChannelPage:
         match = _CURSOR.match(after or "0:0:")
-        if match is None or int(match[1]) >= len(self._shards.all):
+        if match is None or int(match[1]) >= len(self._shards.all) or int(match[2]) > MAX_POSITION:
             raise ValueError(after)
         place, position, last = int(match[1]), match[2], match[3]
         pattern = ("MATCH", re.sub(r"([\\*?\[\]^-])", r"\\\1", prefix) + "*") if prefix else ()

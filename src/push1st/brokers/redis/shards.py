@@ -95,7 +95,9 @@ class Shards:
         away = next(
             (one.connection.reason or "no connection" for one in self.all if one.connection.publish_connection is None), ""
         )
-        return Peers({name for shard in self.all for name in shard.lease.others}, away)
+        connections = [shard.connection.publish_connection for shard in self.all]
+        queued = max(0 if one is None else one.queued for one in connections)
+        return Peers({name for shard in self.all for name in shard.lease.others}, away, queued)
 
     async def state(self) -> BrokerStatus:
         """Returns the state of the broker for operators. Sends a command to the server of each shard."""
