@@ -33,7 +33,7 @@ def test_watch_of_the_overview_sends_the_figures_of_the_worker(site: tuple[Serve
         assert node["worker"] == 0
         assert node["ready"]
         assert node["connections"] == {}
-        assert len(node["series"]["fields"]) == 12
+        assert len(node["series"]["fields"]) == 13
         assert (first["missing"], first["away"], first["reload"]) == ([], "", None)
         second = page.receive()["overview"]
         assert second["nodes"][0]["series"] is None, "the samples are sent once"
