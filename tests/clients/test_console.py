@@ -389,6 +389,16 @@ def test_sign_out_ends_all_pages_of_the_session(page: Site) -> None:
     until_signed_in(page.tab)
 
 
+def test_page_shows_the_sign_in_however_soon_the_server_answers(page: Site) -> None:
+    """The answer may arrive before the page listens to the state of its session."""
+    answer = """new Response('{"error": "sign in"}', {status: 401})"""
+    tab = page.open(f"fetch = async () => {answer}")
+    try:
+        until_signed_out(tab)
+    finally:
+        tab.close()
+
+
 def test_expired_session_shows_the_sign_in(page: Site) -> None:
     """The page of an operator who only watches sends no request, so the server ends its live channel."""
     page.tab.put_cookie("push1st-console", page.cookie(3), page.url)

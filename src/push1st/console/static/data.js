@@ -44,8 +44,13 @@ export class Store {
  */
 export function useStore(store) {
   const [, again] = useState(0);
-  useEffect(() => store.listen(() => again((n) => n + 1)), [store]);
-  return store.value;
+  const shown = store.value;
+  useEffect(() => {
+    const stop = store.listen(() => again((n) => n + 1));
+    if (store.value !== shown) again((n) => n + 1); // it has changed before this effect
+    return stop;
+  }, [store]);
+  return shown;
 }
 
 /** The state of the sign-in: "unknown", "in" or "out". @type {Store<"unknown" | "in" | "out">} */
