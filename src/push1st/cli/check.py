@@ -54,7 +54,7 @@ def run(options: Arguments) -> int:
         if not options.json:
             raise
         return _print_json(source, divided("error", str(exc).split("\n"), source=source))
-    found = (*weak_secrets(config), *strictness(config), *notes(config), *_uncallable(config), *preflight.notes(config))
+    found = (*strictness(config), *weak_secrets(config), *notes(config), *_uncallable(config), *preflight.notes(config))
     if options.json:
         ids = {app.id for app in config.apps}
         return _print_json(source, [*divided("warning", config.warnings, ids, source), *divided("note", found, ids, source)])
