@@ -85,7 +85,8 @@ class Recorder {
     }
     this.workers = workers;
     for (const [key, points] of this.points) {
-      if (key === "connections" || pairs) points.push({ t: answer.at, v: sums.get(key) ?? 0 });
+      // A worker that has not answered in time would look like clients that have left.
+      if (!answer.missing?.length && (key === "connections" || pairs)) points.push({ t: answer.at, v: sums.get(key) ?? 0 });
       while (points.length && points[0].t < answer.at - SECONDS - 20) points.shift();
     }
   }
