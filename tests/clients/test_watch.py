@@ -125,7 +125,7 @@ def test_command_connects_again_after_a_restart_of_the_server() -> None:
 def test_failures_are_reported_in_one_line(place: Place) -> None:
     url = place[1].origin
     assert fails(url, password="a wrong password").endswith("answered 401: the password is wrong")
-    assert fails(url, "--what", "nothing").startswith("the filter of the inspector is not valid: Invalid enum value 'nothing'")
+    assert fails(url, "--what", "nothing").startswith("there is no event nothing, the events are connected, ")
     assert "it is not set" in fails(url, password=None)
     assert "it has the hash of the password" in fails(url, password=HASH)
     (closed,) = free_ports(1)
