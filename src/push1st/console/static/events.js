@@ -81,10 +81,10 @@ export function Events({ params }) {
       </div>
       ${error && html`<${Problem} error=${error} />`}
     </form>
-    <${Section} title="Sent from this tab" lead=${`The last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
+    <${Section} title="Sent from this tab" lead=${`Those of this app among the last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
       <${Table}
         caption="Published events"
-        rows=${sent}
+        rows=${sent.filter((row) => row.app === app)}
         id=${(/** @type {any} */ row) => row.id}
         empty=${html`<${Empty} title="Nothing sent yet">Fill in the form and select “Publish”. <a href=${link("inspector", { app })}>The inspector</a> shows how the event arrives.<//>`}
         columns=${[

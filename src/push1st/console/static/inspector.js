@@ -99,7 +99,7 @@ export function Inspector({ params }) {
     </fieldset>
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${idle(paused, state, isFiltered, app, useStore(away))} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away))} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>

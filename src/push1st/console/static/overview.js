@@ -246,7 +246,7 @@ function statements(data) {
     say("bad", "hooks", html`Hook events of the app <b><${Text} of=${oldest.hook_app} /></b> have waited for ${duration(oldest.hook_oldest)}: an endpoint does not accept them. <a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a>`);
   }
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0)) {
-    say("bad", "hooks lost", "The server has given up hook events in the last ten minutes: see the dead letters of the apps.");
+    say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes: see the dead letters of the <a href=${link("apps")}>apps</a>.`);
   }
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
