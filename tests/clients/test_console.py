@@ -239,13 +239,19 @@ def _is_after(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 def _shift(page: Site, seconds: float) -> float:
-    """Publishes events while a page is watched; returns its layout shift."""
+    """Publishes events while a page is watched; returns its layout shift in a time without a new line of the verdict.
+
+    A new line moves what is below it, because something needs attention.
+    """
     page.tab.evaluate("new Promise(done => setTimeout(done, 500))")
-    page.tab.evaluate("shift = 0")
-    for _ in range(int(seconds)):
-        for number in range(7):
-            page.server.publish("news", "price", str(number))
-        page.tab.evaluate("new Promise(done => setTimeout(done, 1000))")
+    lines = -1
+    while lines != (now := page.tab.evaluate("document.querySelectorAll('.verdict li').length")):
+        lines = now
+        page.tab.evaluate("shift = 0")
+        for _ in range(int(seconds)):
+            for number in range(7):
+                page.server.publish("news", "price", str(number))
+            page.tab.evaluate("new Promise(done => setTimeout(done, 1000))")
     return float(page.tab.evaluate("shift"))
 
 

@@ -85,7 +85,7 @@ def _listeners(config: Config) -> Iterator[tuple[Level, str]]:
             if address.scheme == "unix":
                 file = Path(address.path)
                 reason = obstacle(file.parent)
-                if file.exists() and not file.is_socket():
+                if not reason and file.exists() and not file.is_socket():
                     reason = "a file that is no socket is in the way"
                 if reason:
                     yield "note" if reason.startswith(DENIED) else "error", f"{where}: cannot listen on {address}: {reason}"

@@ -6,9 +6,12 @@ The kernel would accept two sockets at one address, and divide the connections b
 from collections.abc import Iterator
 from itertools import combinations
 
-from push1st.config.addresses import Listen, is_loopback
+from push1st.config.addresses import Listen
 from push1st.config.model import Config
 from push1st.config.tree import Value
+
+_LOCALHOST = frozenset(("127.0.0.1", "::1", "0.0.0.0", "::"))  # noqa: S104 - compared only
+"""the addresses at which a client may reach a listener of localhost"""
 
 
 def clashes(config: Config, root: Value) -> Iterator[str]:
@@ -53,6 +56,6 @@ def _overlap(one: Listen, other: Listen) -> bool:
     if "" in hosts or len(hosts) == 1:
         return True
     if "localhost" in hosts:
-        return all(map(is_loopback, hosts))
+        return bool(hosts & _LOCALHOST)
     is_ipv6 = [":" in host for host in hosts]
     return ("::" in hosts and all(is_ipv6)) or ("0.0.0.0" in hosts and not any(is_ipv6))  # noqa: S104 - compared only

@@ -33,6 +33,10 @@ APP = "a: { key: b, secret: a-secret-of-more-than-32-characters }"
             "1: console.listen: found tcp://localhost:6002, allowed: an address that api.listen (tcp://127.0.0.1:6002)",
         ),
         (
+            "server: { listen: tcp://0.0.0.0:1 }\napi: { listen: tcp://localhost:1 }",
+            "2: api.listen: found tcp://localhost:1, allowed: an address that server.listen (tcp://0.0.0.0:1)",
+        ),
+        (
             "server: { listen: 'tcp://[::]:1' }\napi: { listen: 'tcp://[::1]:1' }",
             "2: api.listen: found tcp://[::1]:1, allowed: an address that server.listen (tcp://[::]:1)",
         ),
@@ -54,6 +58,7 @@ def test_address_belongs_to_one_listener(wrong, text, line):
         "server: { listen: tcp://10.0.0.1:1 }\napi: { listen: [ 'tcp://127.0.0.1:1', 'tcp://[::1]:1' ] }",
         "server: { listen: 'tcp://[::]:1' }\napi: { listen: tcp://127.0.0.1:1 }",
         "console: { listen: tcp://127.0.0.1:6001 }",
+        "server: { listen: tcp://127.0.0.2:1 }\napi: { listen: tcp://localhost:1 }",
         "server: { mqtt: { listen: tcp://*:6001 }, proto: [ pusher ] }",
         "server: { listen: [ 'tcp://*:1', 'tcp://*:1' ] }",
     ],

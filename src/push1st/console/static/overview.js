@@ -243,7 +243,8 @@ function statements(data) {
   if (recorder.silent) say("warn", "silent", html`${recorder.silent === 1 ? "One worker has" : `${whole(recorder.silent)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
-    say("bad", "hooks", html`Hook events of the app <b><${Text} of=${oldest.hook_app} /></b> have waited for ${duration(oldest.hook_oldest)}: an endpoint does not accept them. <a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a>`);
+    // The time is last, because a time that grows would move what follows.
+    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>: an endpoint does not accept events, which have waited for ${duration(oldest.hook_oldest)}.`);
   }
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0)) {
     say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes: see the dead letters of the <a href=${link("apps")}>apps</a>.`);
