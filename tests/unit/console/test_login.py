@@ -178,6 +178,7 @@ async def test_try_whose_check_does_not_begin_is_rejected_and_not_counted(door, 
     for _ in range(2 * MAX_TRIES):
         third = await door.check(body("right"), "1.1.1.9")
         assert (third.status, third.headers) == (429, b"Retry-After: 1\r\n")
+    monkeypatch.undo()
     assert await other.check(body("right"), "1.1.1.9") is None
     password.go.set()
     assert await asyncio.gather(*first) == [None, None]
