@@ -9,7 +9,7 @@ import pytest
 
 from tests.cluster.machine import connect_to, kill, reload, until_workers, workers
 from tests.support.console import Operator, console, live
-from tests.support.process import ServerProcess, running, wait_until
+from tests.support.process import DEADLINE, ServerProcess, running, wait_until
 from tests.support.valkey import Valkey
 
 Machines = list[tuple[ServerProcess, Operator]]
@@ -114,9 +114,9 @@ def test_worker_without_the_broker_answers_alone_until_the_broker_is_back(machin
 def test_workers_without_a_console_are_counted(valkey: Valkey, machines: Machines) -> None:
     _, operator = machines[0]
     nodes(operator, 4)
-    assert operator.get("/api/overview").json["silent"] == 0
+    assert operator.get("/api/overview").json["without_console"] == 0
     with running({"broker": valkey.url}):
-        wait_until(lambda: operator.get("/api/overview").json["silent"] == 1, "the worker without a console")
+        wait_until(lambda: operator.get("/api/overview").json["without_console"] == 1, "the worker without a console")
         states = [node["state"] for node in operator.get("/api/cluster").json["nodes"]]
         assert sorted(states) == ["answered", "answered", "answered", "here", "no-console"]
 
@@ -138,4 +138,5 @@ def test_killed_worker_leaves_a_watched_overview_and_its_successor_joins(machine
             return len(pids) == 4 and other not in pids
 
         page.until(replaced)
-        page.until(lambda message: lost in [one["id"] for one in message["overview"]["lost"]])
+        # A lease lasts about as long as the usual deadline.
+        page.until(lambda message: lost in [one["id"] for one in message["overview"]["lost"]], 3 * DEADLINE)

@@ -90,9 +90,9 @@ class LivePage:
         except ConnectionClosed as end:
             return None if end.rcvd is None else end.rcvd.code
 
-    def until(self, wanted: Callable[[Any], object]) -> Any:
+    def until(self, wanted: Callable[[Any], object], seconds: float = DEADLINE) -> Any:
         """Returns the first message that fits."""
-        deadline = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             message = self.receive()
             if wanted(message):

@@ -84,7 +84,7 @@ class Console:
         self._wire.close()
 
     def tick(self) -> None:
-        """Takes a sample of the figures if one is due, and exchanges ended sessions with new workers. Called once a second."""
+        """Takes a sample if one is due, looks for lost nodes, and exchanges ended sessions. Called once a second."""
         self._overview.tick()
         self._door.tick()
 

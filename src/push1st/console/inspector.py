@@ -23,7 +23,7 @@ from push1st.errors import Refused
 FIRST_RENEWAL_SECONDS = 1.0
 """the time until the first renewal of a watch; a worker that has just started may not know all other workers yet"""
 MAX_UNSENT = 262_144
-"""the number of unsent bytes of a page above which further batches are only counted; `live.MAX_UNSENT` ends a page"""
+"""the number of unsent bytes of a page above which further batches are only counted; at `live.MAX_WAITING`, the socket ends"""
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"

@@ -8,7 +8,7 @@ MAX_LOST = 20
 
 
 class LostNodes:
-    """The nodes whose lease has expired although they have not said farewell: they were killed, or hang, or have no network."""
+    """The nodes whose lease has expired without a farewell: they were killed, or hang, or have no network."""
 
     __slots__ = ("_living", "_lost")
 
@@ -19,7 +19,7 @@ class LostNodes:
     def look(self, living: Collection[str], left: Collection[str], now: float) -> None:
         """Compares the living nodes with those of the last call.
 
-        left: the nodes that have said farewell. now: the time in seconds since 1970.
+        left: the nodes that have sent a farewell. now: the time in seconds since 1970.
         """
         for node in self._living.difference(living, left):
             self._lost[node] = now

@@ -144,7 +144,7 @@ class Overview:
             "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
             "missing": replies.missing,
             "lost": lost,
-            "silent": self._silent(replies),
+            "without_console": self._without_console(replies),
             "about": self._context.wire.described([*replies.missing, *(one["id"] for one in lost)]),
             "away": replies.away,
             "certificates": facts.certificates,
@@ -152,7 +152,7 @@ class Overview:
             "warnings": len(facts.warnings),
         }
 
-    def _silent(self, replies: Replies) -> int:
+    def _without_console(self, replies: Replies) -> int:
         """Returns the number of living nodes that have no console."""
         wire = self._context.wire
         nodes = set(wire.peers().nodes).difference(

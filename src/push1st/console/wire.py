@@ -2,7 +2,8 @@
 
 Each console is subscribed to the topic `#console` for all consoles, and to a topic of its own. The topics belong to an app that
 no source of apps contains, so this app has no clients and no metrics. A console that opens greets the others, and each of them
-replies. So every console knows which living nodes have a console, and waits only for these nodes.
+replies. So every console knows which living nodes have a console, and waits only for these nodes. A console that closes
+sends a farewell.
 
 Without a shared broker, and while the broker is away, a worker replies to its own requests only.
 
@@ -54,7 +55,7 @@ T = TypeVar("T")
 
 
 class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
-    """What people call a node: its machine, and the number of the worker."""
+    """The name of a node for people: its machine, and the number of the worker."""
 
     machine: str
     worker: int
@@ -155,9 +156,9 @@ class ConsoleWire:
         self._heard: dict[str, float] = {}
         """the other nodes that have a console, with the times of their last frames (loop's clock)"""
         self.about: dict[str, NodeAbout] = {}
-        """what the other nodes are called, at most `MAX_HEARD`"""
+        """the names of the other nodes for people, at most `MAX_HEARD`"""
         self.left: set[str] = set()
-        """the nodes that have said farewell, at most `MAX_HEARD`"""
+        """the nodes that have sent a farewell, at most `MAX_HEARD`"""
         self.is_open = False
         """whether the broker has confirmed the subscriptions to the topics"""
 
@@ -198,7 +199,7 @@ class ConsoleWire:
             self._learn(node, about)
 
     def close(self) -> None:
-        """Says farewell to the other consoles, so that they do not wait for this worker, nor miss it."""
+        """Sends a farewell, so that the other consoles do not wait for this worker, and do not count it as lost."""
         if self.is_open:
             self._publish(TOPIC, WireMessage(self._name, FAREWELL, b""))
 
@@ -217,7 +218,7 @@ class ConsoleWire:
                 continue
 
     def described(self, nodes: Iterable[str]) -> list[dict[str, Any]]:
-        """Returns what people call these nodes, without those that have not told it."""
+        """Returns the names of nodes for people. A node that has never greeted is left out."""
         return [{"id": node, "machine": one.machine, "worker": one.worker} for node in nodes if (one := self.about.get(node))]
 
     def peers(self) -> Peers:

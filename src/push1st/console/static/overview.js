@@ -45,7 +45,7 @@ class Recorder {
     /** @type {any} */
     this.last = null;
     /** the workers without a console, in the last two answers: a worker that starts has none for a moment */
-    this.silent = 0;
+    this.withoutConsole = 0;
     /** @type {Map<string, {rate: number, cpu: number, lag: Point[]}>} */
     this.workers = new Map();
     /** The workers of the answers until now, those that have answered no more while the broker is away included. @type {any[]} */
@@ -57,7 +57,7 @@ class Recorder {
     const before = this.last;
     if (before && answer.at <= before.at) return;
     this.last = answer;
-    this.silent = Math.min(answer.silent ?? 0, before?.silent ?? 0);
+    this.withoutConsole = Math.min(answer.without_console ?? 0, before?.without_console ?? 0);
     const isPart = answer.away || answer.missing?.length;
     const silent = isPart ? this.known.filter((one) => !answer.nodes.some((/** @type {any} */ node) => node.id === one.id)) : [];
     this.known = [...answer.nodes, ...silent.map(({ id, machine, worker }) => ({ id, machine, worker, isSilent: true }))];
@@ -240,7 +240,7 @@ function statements(data) {
   for (const one of data.lost ?? []) {
     say("bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`);
   }
-  if (recorder.silent) say("warn", "silent", html`${recorder.silent === 1 ? "One worker has" : `${whole(recorder.silent)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
+  if (recorder.withoutConsole) say("warn", "without console", html`${recorder.withoutConsole === 1 ? "One worker has" : `${whole(recorder.withoutConsole)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
     // The time is last, because a time that grows would move what follows.
