@@ -52,6 +52,7 @@ def test_operator_signs_in_and_out(operator: Operator) -> None:
     assert 0 < session["expires"] < session["ends"]
     description = operator.get("/openapi.json").json
     assert (description["openapi"][:3], len(description["servers"])) == ("3.1", 2)
+    assert "/apps/{app_id}/events" in description["paths"]
     assert operator.get("/api/nothing").status == 404
     assert operator.post("/api/version").status == 405
     assert operator.post("/api/logout").json == {}

@@ -159,6 +159,8 @@ class Api:
             return self._refuse(request, wrong_method(request.method, ("GET",)))
         if endpoint is metrics.metrics:
             request = with_token(request, self._metrics_token)
+        elif endpoint is description.openapi:
+            return description.openapi(self._node, request, self._base)
         return endpoint(self._node, request)
 
     def _refuse(self, request: Request, response: Response) -> Response:

@@ -1,6 +1,6 @@
 """Serves `GET /openapi.json`: the description of this API, which is the file `openapi.yaml` of the package (OpenAPI 3.1).
 
-The addresses of the file are those of the demo. The server answers with its own.
+The addresses and the paths of the file are those of the demo. The server answers with its own.
 """
 
 import asyncio
@@ -18,22 +18,25 @@ from push1st.messages import Request, Response
 
 HERE = ("/",)
 """stands for the address from which the caller has the description"""
+_APPS = "/apps/"
+"""the beginning of the paths about an app in the file"""
 
 
-async def openapi(_node: Node, request: Request) -> Response:
+async def openapi(_node: Node, request: Request, path: str = _APPS) -> Response:
+    """Serves the description. path: the beginning of the paths about an app (`api.path`)."""
     if request.distrust:
         raise Refused(
             403,
             "the API's description is for trusted callers: an unsigned call to an API listener, from a network in api.trust; "
             f"this one is not trusted: {request.distrust}",
         )
-    return await described(HERE)
+    return await described(HERE, path)
 
 
-async def described(urls: tuple[str, ...]) -> Response:
-    """Returns the description. urls: the addresses of the API."""
+async def described(urls: tuple[str, ...], path: str) -> Response:
+    """Returns the description. urls: the addresses of the API. path: the beginning of the paths about an app."""
     # measured: 27 ms with libyaml, 160 ms without
-    return Response(200, await asyncio.to_thread(_description, urls))
+    return Response(200, await asyncio.to_thread(_description, urls, path))
 
 
 def addresses(config: Config) -> tuple[str, ...]:
@@ -48,7 +51,9 @@ def addresses(config: Config) -> tuple[str, ...]:
 
 
 @cache
-def _description(urls: tuple[str, ...]) -> bytes:
+def _description(urls: tuple[str, ...], path: str) -> bytes:
     text = files("push1st").joinpath("openapi.yaml").read_text("utf-8")
     found: dict[str, Any] = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
-    return msgspec.json.encode(found | {"servers": [{"url": url} for url in urls]})
+    servers = [{"url": url} for url in urls]
+    paths = {path + one.removeprefix(_APPS) if one.startswith(_APPS) else one: item for one, item in found["paths"].items()}
+    return msgspec.json.encode(found | {"servers": servers, "paths": paths})

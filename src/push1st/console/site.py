@@ -77,6 +77,7 @@ class Site:
     ) -> None:
         self._node = edge.node
         self._urls = addresses(edge.config)
+        self._path = edge.config.api.path
         self._door = door
         self._headers = NO_STORE + b"Push1st-Worker: %b\r\n" % door.worker.encode("ascii", "replace")
         self._live = live
@@ -131,7 +132,7 @@ class Site:
         return _with_headers(found) if isinstance(found, Response) else found
 
     async def _description(self) -> Response:
-        return _with_headers(await described(self._urls))
+        return _with_headers(await described(self._urls, self._path))
 
     async def _about_server(self, serve: Callable[[Node, Request], Coroutine[Any, Any, Response]]) -> Response:
         return _with_headers(await serve(self._node, Request("GET", "/", "", b"", "", 0)))

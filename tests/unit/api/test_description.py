@@ -27,6 +27,16 @@ async def test_description_is_the_file_as_json():
     assert found == expected
 
 
+async def test_description_has_the_paths_of_the_server():
+    answer = await resolve(Api(World().node, Config(api=ApiConfig(path="/realtime/v1/"))).serve(REQUEST))
+    own = msgspec.json.decode(answer.body)["paths"]
+    default = await resolve(Api(World().node, Config()).serve(REQUEST))
+    paths = msgspec.json.decode(default.body)["paths"]
+    assert {path for path in own if "{app_id}" in path} == {"/realtime/v1" + path[5:] for path in paths if "{app_id}" in path}
+    assert {path for path in own if "{app_id}" not in path} == {path for path in paths if "{app_id}" not in path}
+    assert own["/realtime/v1/{app_id}/events"] == paths["/apps/{app_id}/events"]
+
+
 def test_console_names_the_addresses_of_the_api():
     api = (Listen("tcp", port=1), Listen("unix", path="/a"), Listen("tcp", "::1", 2))
     server = ServerConfig(listen=(Listen("tcp", "192.0.2.1", 3),), ssl=Ssl(enable=True))
