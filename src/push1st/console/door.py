@@ -1,8 +1,9 @@
 """Signs operators in and out: the sessions of this worker, and the sessions that ended on other workers.
 
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
-exchanges the ended sessions with the others at its start, when a session ends, and when another worker appears or returns. It
-repeats the exchange until the other worker has replied.
+exchanges the ended sessions with the others at its start, when it learns that a session has ended, and when another worker
+appears or returns. It repeats the exchange until the other worker has replied. So an end reaches all workers even if the worker
+of the sign-out dies before all of them have replied. The exchanges end, because a worker learns of each end only once.
 """
 
 import asyncio
@@ -77,7 +78,6 @@ class ConsoleDoor:
     async def sign_out(self, session: OperatorSession) -> None:
         """Ends a session on all workers. `tick` sends the end again to the workers that do not confirm it in time."""
         self._end({session.nonce: session.ends})
-        self._exchanged_with = set()  # an exchange that has begun before lacks this session, and changes the former set
         if reason := await self._exchange():
             log.warning("console sign-out not confirmed by other workers", reason=reason)
 
@@ -125,7 +125,10 @@ class ConsoleDoor:
         return msgspec.msgpack.encode(self._sessions.ended)
 
     def _end(self, ended: Mapping[str, int]) -> None:
-        """Ends sessions on this worker."""
+        """Ends sessions on this worker, which then exchanges those that it did not know with all other workers."""
+        learnt = False
         for nonce, ends in ended.items():
-            self._sessions.end(nonce, ends, self.now())
+            learnt |= self._sessions.end(nonce, ends, self.now())
             self._live.end_session(nonce)
+        if learnt:
+            self._exchanged_with = set()  # an exchange that has begun before lacks these sessions, and changes the former set

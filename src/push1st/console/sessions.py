@@ -73,15 +73,24 @@ class OperatorSessions:
             return None
         return msgspec.structs.replace(session, expires=expires)
 
-    def end(self, nonce: str, ends: int, now: float) -> None:
-        """Ends a session on this worker. `ends`: the time at which the session would end in any case."""
-        if ends <= now:
-            return
+    def end(self, nonce: str, ends: int, now: float) -> bool:
+        """Ends a session on this worker. Returns whether the worker did not know yet that the session has ended.
+
+        If the bound is reached, the session that expires first is forgotten, and is not accepted from another worker again.
+
+        ends: the time at which the session would end in any case.
+        """
+        if ends <= now or nonce in self._ended:
+            return False
         if len(self._ended) >= MAX_ENDED:
             self._ended = {one: until for one, until in self._ended.items() if until > now}
         if len(self._ended) >= MAX_ENDED:
-            del self._ended[min(self._ended, key=self._ended.__getitem__)]
+            until, first = min((until, one) for one, until in self._ended.items())
+            if (ends, nonce) < (until, first):
+                return False
+            del self._ended[first]
         self._ended[nonce] = ends
+        return True
 
     def _mac(self, text: str) -> str:
         digest = hmac.digest(self._key, text.encode(), hashlib.sha256)

@@ -116,6 +116,10 @@ _decoder = msgspec.msgpack.Decoder(WireRequest | WireReply | WireMessage)
 _about = msgspec.msgpack.Decoder(NodeAbout)
 
 
+def _lost() -> None:
+    """Called for a frame that the broker did not confirm: the request then ends without the replies."""
+
+
 class PendingRequest:
     """A request that waits for replies. waits_for: the nodes that have not replied yet."""
 
@@ -175,26 +179,37 @@ class ConsoleWire:
         if not self._node.controller.shared:
             return
         try:
-            await self._subscribe()
+            await self._join()
         except Refused as exc:
             log.warning("console is not connected with other workers", reason=exc.text)
-            spawn(self._retry())
+            self._join_again()
 
-    async def _subscribe(self) -> None:
-        handler = TopicHandler(lambda _: b"", self._received)
-        for topic in (_topic(self._name), TOPIC):
-            await self._node.controller.handle_topic(self._app, topic, handler)
-        self.is_open = True
+    async def _join(self) -> None:
+        if not self.is_open:
+            handler = TopicHandler(lambda _: b"", self._received)
+            for topic in (_topic(self._name), TOPIC):
+                await self._node.controller.handle_topic(self._app, topic, handler)
+            self.is_open = True
         await self._greet()
+
+    def _join_again(self) -> None:
+        spawn(self._retry())
+
+    async def _retry(self) -> None:
+        await asyncio.sleep(RETRY_SECONDS)
+        try:
+            await self._join()
+        except Refused:
+            self._join_again()
 
     async def _greet(self) -> None:
         """Greets all other nodes, and waits a moment until the living ones with a console have replied.
 
-        A new node may not know yet which nodes are living.
+        A new node may not know yet which nodes are living. If the broker does not confirm the greeting, it is repeated.
         """
         others = self.peers().nodes or {""}
         hello = WireRequest(next(self._numbers), self._name, HELLO, self._own_about)
-        pending = await self._collect(hello, TOPIC, others, GREETING_SECONDS)
+        pending = await self._collect(hello, TOPIC, others, GREETING_SECONDS, self._join_again)
         for node, about in pending.found.items():
             self._learn(node, about)
 
@@ -208,14 +223,6 @@ class ConsoleWire:
             self.about.clear()
         with suppress(msgspec.DecodeError, UnicodeDecodeError):  # a worker of another version
             self.about[node] = _about.decode(about)
-
-    async def _retry(self) -> None:
-        while not self.is_open:
-            await asyncio.sleep(RETRY_SECONDS)
-            try:
-                await self._subscribe()
-            except Refused:
-                continue
 
     def described(self, nodes: Iterable[str]) -> list[dict[str, Any]]:
         """Returns the names of nodes for people. A node that has never greeted is left out."""
@@ -293,12 +300,14 @@ class ConsoleWire:
         found = self._served[kind](data)
         return await found if isinstance(found, Coroutine) else found
 
-    async def _collect(self, asked: WireRequest, topic: str, nodes: Collection[str], seconds: float) -> PendingRequest:
+    async def _collect(
+        self, asked: WireRequest, topic: str, nodes: Collection[str], seconds: float, lost: Callable[[], object] = _lost
+    ) -> PendingRequest:
         if len(self._pending) >= MAX_PENDING:
             raise Refused(503, "the console waits for too many replies of other workers, try again")
         pending = self._pending[asked.number] = PendingRequest(nodes)
         try:
-            self._publish(topic, asked)
+            self._publish(topic, asked, lost)
             async with asyncio.timeout(seconds):
                 await pending.done.wait()
         except TimeoutError:
@@ -307,8 +316,8 @@ class ConsoleWire:
             del self._pending[asked.number]
         return pending
 
-    def _publish(self, topic: str, frame: WireRequest | WireReply | WireMessage) -> None:
-        self._node.controller.send_to_topic(self._app, topic, msgspec.msgpack.encode(frame), _lost)
+    def _publish(self, topic: str, frame: WireRequest | WireReply | WireMessage, lost: Callable[[], object] = _lost) -> None:
+        self._node.controller.send_to_topic(self._app, topic, msgspec.msgpack.encode(frame), lost)
 
     def _received(self, data: bytes) -> None:
         """Handles a frame of the topics, in which this worker's own frames arrive too."""
@@ -364,7 +373,3 @@ class ConsoleWire:
 
 def _topic(node: str) -> str:
     return f"{TOPIC} {node}"
-
-
-def _lost() -> None:
-    """Called for a frame that the broker did not confirm: the request then ends without the replies."""

@@ -164,6 +164,38 @@ async def test_exchange_that_has_begun_before_a_session_ends_does_not_confirm_th
     assert not other.accepts(session)
 
 
+async def test_end_of_a_session_reaches_all_workers_if_the_worker_of_the_sign_out_dies(cluster):
+    one, hung, dead = Worker(cluster), Worker(cluster), Worker(cluster)
+    for worker in (one, hung, dead):
+        await worker.tick()
+    session = one.sessions.begin(NONCE, one.door.now())
+    cluster.hung = {hung.wire.name}
+    await dead.door.sign_out(session)
+    assert not one.accepts(session)
+    assert hung.accepts(session)
+    del cluster.wires[dead.wire.name]
+    await one.tick()
+    assert hung.accepts(session)
+    cluster.hung = set()
+    await one.tick()
+    assert not hung.accepts(session)
+
+
+async def test_workers_stop_to_exchange_when_all_know_the_ended_sessions(cluster):
+    workers = [Worker(cluster) for _ in range(5)]
+    for worker in workers:
+        await worker.tick()
+    for number, worker in enumerate(workers):
+        await worker.door.sign_out(worker.sessions.begin(f"{NONCE}{number}", worker.door.now()))
+    for worker in workers * 3:
+        await worker.tick()
+    assert all(len(worker.sessions.ended) == 5 for worker in workers)
+    before = [worker.wire.requests for worker in workers]
+    for worker in workers * 3:
+        await worker.tick()
+    assert [worker.wire.requests for worker in workers] == before
+
+
 @pytest.mark.parametrize("ends_at", ["the worker that stayed", "the worker that was away"])
 async def test_workers_exchange_ended_sessions_when_one_of_them_returns(cluster, ends_at):
     """The worker that stayed takes the other one for dead, so nobody waits for its reply."""

@@ -73,6 +73,26 @@ def test_ended_session_and_its_renewed_cookies_are_rejected(mine):
     assert mine.ended == {NONCE: session.ends}
 
 
+def test_end_of_a_session_is_new_only_once(mine):
+    ends = int(NOW) + 100
+    assert mine.end(NONCE, ends, NOW)
+    assert not mine.end(NONCE, ends, NOW)
+    assert not mine.end("too late", int(NOW), NOW)
+
+
+def test_workers_with_too_many_ended_sessions_forget_the_same_ones(monkeypatch):
+    monkeypatch.setattr(sessions, "MAX_ENDED", 3)
+    one, other = OperatorSessions(b"k" * 32), OperatorSessions(b"k" * 32)
+    for number in range(4):
+        one.end(f"one-{number}", int(NOW) + 100, NOW)
+        other.end(f"other-{number}", int(NOW) + 100 + number % 2, NOW)
+    for mine, others in ((one, other), (other, one)):
+        for nonce, ends in others.ended.items():
+            mine.end(nonce, ends, NOW)
+    assert one.ended == other.ended
+    assert not any(one.end(nonce, int(NOW) + 100, NOW) for nonce in (*one.ended, "one-0", "other-0"))
+
+
 def test_ended_sessions_have_a_bound_and_those_that_expire_first_are_forgotten(mine, monkeypatch):
     monkeypatch.setattr(sessions, "MAX_ENDED", 3)
     for number in range(3):
