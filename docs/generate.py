@@ -320,7 +320,7 @@ server.yml: good
   WebSockets (pusher and websocket), server-sent events and signed API calls on ws://*:6001
   API on http://127.0.0.1:6002/apps/, unsigned calls from 127.0.0.0/8, ::1/128, unix; WebSockets and server-sent events too
   app shop  key a-public-key  channels presence, private, protected, public
-  note: shop: limits (in brackets those of the original Push1st): payload 10240 (65400), members 100 (unlimited), …
+  note: shop: only if you move from the original Push1st, the server in C++: …
 ```
 
 - The server rejects a key that is not on this page, and a key that occurs twice in one section.

@@ -1,4 +1,4 @@
-"""Makes text safe for a terminal: text from clients, other servers and files must not move the cursor or forge a line."""
+"""Text for people: sizes, and text of clients, servers and files, which must not move a terminal's cursor or forge a line."""
 
 import json
 import re
@@ -23,3 +23,11 @@ def printable_lines(text: str) -> str:
 def printable_json(value: Any) -> str:
     """Returns a struct as JSON of several lines. The JSON is ASCII, so it contains none of the unsafe characters."""
     return json.dumps(msgspec.to_builtins(value), indent=2)
+
+
+def readable(size: int) -> str:
+    """Returns a number of bytes with its unit, as the pages of the console show it."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}" if size < 100 * factor else f"{size / factor:,.0f} {unit}"
+    return f"{size} bytes"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.printable import printable, printable_lines
+from push1st.printable import printable, printable_lines, readable
 
 
 @pytest.mark.parametrize("text", ["", "plain", "Größe 7 €", "日本語", "👨\u200d👩\u200d👧", r"\x1b"])
@@ -21,3 +21,11 @@ def test_controls_line_ends_and_directions_are_escapes(code: int) -> None:
 
 def test_our_own_lines_stay_lines() -> None:
     assert printable_lines("a\x1b\nb\r") == "a\\x1b\nb\\r"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(1023, "1023 bytes"), (1024, "1.0 KiB"), (102_400, "100 KiB"), (2_550_000, "2.4 MiB"), (10_737_418_240_000, "10,000 GiB")],
+)
+def test_a_number_of_bytes_is_readable(size: int, text: str) -> None:
+    assert readable(size) == text

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from push1st.config.settings import DEFAULT
-from push1st.notes.retention import readable
+from push1st.printable import readable
 from push1st.status import AppSummary, BrokerSummary, ServerStatus, WorkerFigures
 
 MAX_APPS = 10

@@ -15,6 +15,7 @@ from push1st.config.addresses import Listen, Networks
 from push1st.config.history import HistoryBounds, HistorySection, Resume
 from push1st.config.mqtt import Mqtt
 from push1st.limits import Limits
+from push1st.printable import readable
 
 MESSAGE_PROTOCOLS = ("pusher", "websocket")
 """the protocols whose clients send messages over WebSockets, each with a `ProtocolConfig`"""
@@ -398,22 +399,30 @@ def strictness(config: Config) -> list[str]:
     alike: dict[str, list[str]] = {}
     for app in config.apps:
         stricter = [
-            f"{field.replace('_', '-')} {ours} ({theirs or 'unlimited'})"
+            f"{field.replace('_', '-')} {_limit(field, ours)} instead of {_limit(field, theirs)}"
             for field, theirs in _PUSH1ST.items()
             if (ours := getattr(app.limits, field)) and (ours < theirs or not theirs)
         ]
         if stricter and app.enable:
             alike.setdefault(", ".join(stricter), []).append(app.id)
-    return [f"{_some(ids)}: limits (in brackets those of the original Push1st): {limits}" for limits, ids in alike.items()]
+    here = "only if you move from the original Push1st, the server in C++: these limits are lower here"
+    return [f"{some(ids)}: {here}: {limits}; raise them in limits of the app" for limits, ids in alike.items()]
+
+
+def _limit(field: str, value: int) -> str:
+    return "unlimited" if not value else readable(value) if field == "payload" else f"{value:,}"
 
 
 def weak_secrets(config: Config) -> list[str]:
     """Returns a line about the enabled apps with a secret that is too short; nothing for the demo, whose secret is known."""
     weak = [app.id for app in config.apps if app.enable and any(len(secret.encode()) < SECRET_BYTES for secret in app.secrets)]
-    reason = f"the secret is shorter than {SECRET_BYTES} bytes, so access tokens signed with it are weak"
-    return [f"{_some(weak)}: {reason}"] if weak and not config.demo else []
+    reason = (
+        f"the secret is shorter than {SECRET_BYTES} bytes, so attackers who have an access token may guess it, and sign tokens "
+        "of their own: set a longer random secret (push1st app rotate)"
+    )
+    return [f"{some(weak)}: {reason}"] if weak and not config.demo else []
 
 
-def _some(ids: Sequence[str]) -> str:
+def some(ids: Sequence[str]) -> str:
     """Returns the first ids, and the number of the others."""
     return ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS:,} more apps" if len(ids) > SHOWN_IDS else "")

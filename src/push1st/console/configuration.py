@@ -13,10 +13,8 @@ from push1st.status import CertificateSummary, ListenerSummary, ReloadStatus
 
 MAX_TEXTS = 100
 """the maximum number of texts in a list; a configuration may have thousands of apps with a note each"""
-MAX_NAMES = 6
-"""the maximum number of names of apps at the beginning of a text"""
 MAX_CHARACTERS = 1000
-"""the maximum length of a text; a text may name thousands of apps"""
+"""the maximum length of a text; a text may contain long values of the configuration"""
 
 
 class ServerState(msgspec.Struct, frozen=True):
@@ -47,8 +45,7 @@ class Configuration:
             "file": state.config,
             "settings": settings(config),
             "warnings": bounded((*config.warnings, *weak_secrets(config))),
-            "notes": bounded(notes(config)),
-            "strictness": bounded(strictness(config)),
+            "notes": bounded([*notes(config), *strictness(config)]),
             "listeners": state.listeners,
             "certificates": state.certificates,
             "reload": state.reload,
@@ -58,20 +55,10 @@ class Configuration:
 def bounded(texts: Sequence[str]) -> list[str]:
     """Returns the first texts, of which long ones lose their middle; the last text counts those that are left out."""
     half = MAX_CHARACTERS // 2
-    texts = [_with_few_names(text) for text in texts]
     found = [text if len(text) <= MAX_CHARACTERS else _shortened(text, half) for text in texts[:MAX_TEXTS]]
     if len(texts) > MAX_TEXTS:
         found.append(f"{len(texts) - MAX_TEXTS} more: push1st check prints all of them")
     return found
-
-
-def _with_few_names(text: str) -> str:
-    """Returns a text that begins with the names of many apps, `a, b, c: text`, with the first few names and their number."""
-    names, colon, rest = text.partition(": ")
-    found = names.split(", ")
-    return (
-        text if not colon or len(found) <= MAX_NAMES else f"{', '.join(found[:3])} and {len(found) - 3:,} more apps{colon}{rest}"
-    )
 
 
 def _shortened(text: str, half: int) -> str:

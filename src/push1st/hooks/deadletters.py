@@ -137,12 +137,12 @@ class DeadLetters:
                 if id in marked:
                     refused[ALREADY] += 1
                     continue
-                start, size = _span(id)
+                _, size = _span(id)
                 if size > left:
                     refused[TOO_LARGE] += 1
                     continue
                 left -= size
-                place = self._find(files, start, size, id, resolve, marked) if size else None
+                place = self._find(files, id, resolve, marked)
                 if place is None:
                     refused[UNKNOWN] += 1
                 elif not place[2].hook:
@@ -156,14 +156,12 @@ class DeadLetters:
         return letters, refused
 
     def _find(
-        self, files: Sequence[_OpenFile], start: int, size: int, id: str, resolve: Resolve, marked: dict[str, float]
+        self, files: Sequence[_OpenFile], id: str, resolve: Resolve, marked: dict[str, float]
     ) -> tuple[int, int, Letter] | None:
-        """Returns a letter with its age (the older file is first) and its place; None without such a letter.
-
-        start, size: the place and length that its id names.
-        """
+        """Returns a letter with its age (the older file is first) and its place; None without such a letter."""
+        start, size = _span(id)
         for age, file in enumerate(files):
-            if start + size <= file.size:
+            if size and start + size <= file.size:
                 line = os.pread(file.descriptor, size, start)
                 if _id(start, line) == id:
                     letter = _letter(file.inode, start, line, resolve, marked)

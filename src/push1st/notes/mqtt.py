@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from push1st.config.model import AppConfig, Config
+from push1st.config.model import AppConfig, Config, some
 
 
 def lines(config: Config) -> list[str]:
@@ -31,20 +31,21 @@ def notes(config: Config) -> Iterator[str]:
         return
     if config.server.mqtt.is_secure and not config.server.mqtt.ssl.cert:
         yield (
-            "no certificate in server.mqtt.ssl: MQTT clients on tls:// get a self-signed certificate, and reject it unless they "
-            "are configured to accept it"
+            "server.mqtt.ssl: there is no certificate, so MQTT clients on tls:// get a self-signed one, which they reject unless "
+            "they are configured to accept it: set cert and key"
         )
-    is_single = config.broker == "memory" and config.server.workers == 1
     if not config.server.mqtt.session_expiry:
         return
-    if is_single:
-        yield "MQTT sessions and retained messages end with the server: broker: memory keeps them in the memory of the server"
-    elif config.broker.startswith(("memory", "embedded:")):
-        yield "MQTT sessions and retained messages end with the server: the embedded engine keeps them in its memory"
+    if not config.has_broker:
+        yield (
+            "MQTT sessions and retained messages are lost when the server stops, because its memory keeps them: to keep them "
+            "longer, set broker to the URL of a Redis or Valkey server"
+        )
     if ids := [app.id for app in config.apps if admits_anonymous(app)]:
         yield (
-            f"{', '.join(ids)}: an anonymous MQTT session may outlive its connection, and belongs to every client that knows the "
-            "client id; to admit no anonymous clients, set options.authorized-only, or authorize on connect"
+            f"{some(ids)}: MQTT clients may connect anonymously, and any client with the same client id takes over the session "
+            "of an anonymous client, with its messages: to reject anonymous clients, set options.authorized-only, or authorize "
+            "on connect"
         )
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from push1st.brokers.history import MESSAGE_BYTES
 from push1st.config.history import HistorySection
-from push1st.config.model import AppConfig, Config, ServerConfig
+from push1st.config.model import AppConfig, Config, ServerConfig, some
 from push1st.hooks.formats import matcher
 from push1st.limits import Limits
+from push1st.printable import readable
 
 
 def lines(app: AppConfig) -> list[str]:
@@ -29,23 +30,30 @@ def _channels(section: HistorySection) -> str:
 
 
 def notes(config: Config) -> Iterator[str]:
-    """Yields a line for each section of a history that does not apply, or with which clients often cannot recover."""
+    """Yields a line for each section of a history that does not apply, or with which clients often cannot recover.
+
+    Apps with the same sections share their lines.
+    """
+    alike: dict[str, list[str]] = {}
     for app in config.apps:
         if app.enable:
-            yield from _notes(app, config.server.outbox)
+            for text in _notes(app, config.server.outbox):
+                alike.setdefault(text, []).append(app.id)
+    for text, ids in alike.items():
+        yield f"{some(ids)}: {text}"
 
 
 def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
     for number, section in enumerate(app.history, 1):
-        here = f"{app.id}: history section {number} ({_channels(section)})"
+        here = f"history section {number} ({_channels(section)})"
         if covering := _covering(section, app.history[: number - 1]):
-            yield f"{here}: the section never applies, because each of its channels belongs to {covering}"
+            yield f"{here} has no effect, because {covering} already has all its channels: remove it, or put it first"
             continue
         window = app.resume.seconds
         if section.ttl < window:
             yield (
-                f"{here}: ttl is {section.ttl} s, but resume.seconds is {window} s: "
-                "a page that returns later than the ttl often cannot recover such a channel"
+                f"{here} keeps events for {section.ttl} s only, but pages may return after {window} s (resume.seconds), and "
+                f"would then miss events: set ttl to {window} or more"
             )
         largest = section.size * (app.limits.payload + MESSAGE_BYTES)
         is_changed = (
@@ -53,8 +61,9 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
         )
         if is_changed and largest > outbox // 4:  # with the defaults, few events are so large
             yield (
-                f"{here}: {section.size} events of the size limits.payload have {readable(largest)}: the server rejects a replay "
-                f"above {readable(outbox // 4)}, a quarter of server.outbox, with the reason too-large"
+                f"{here} may keep up to {readable(largest)} a channel, but a client that returns gets at most "
+                f"{readable(outbox // 4)} of it (a quarter of server.outbox); if it missed more, it must load its data again "
+                "(too-large): raise server.outbox, or lower size or limits.payload"
             )
 
 
@@ -68,11 +77,3 @@ def _covering(section: HistorySection, earlier: Sequence[HistorySection]) -> str
     texts = [filter if "*" in filter else filter + "*" for filter in section.filter or ("",)]
     found = [next((number for number, fit in enumerate(fits, 1) if fit(text)), 0) for text in texts]
     return " or ".join(f"section {number}" for number in sorted(set(found))) if all(found) else ""
-
-
-def readable(size: int) -> str:
-    """Returns a number of bytes for people, in decimal units."""
-    for unit, factor in (("GB", 1_000_000_000), ("MB", 1_000_000), ("kB", 1_000)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"

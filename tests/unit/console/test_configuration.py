@@ -17,11 +17,3 @@ def test_texts_of_thousands_of_apps_are_cut_and_counted() -> None:
     assert "app, … app, " in found[0], "cut between words"
     assert MAX_CHARACTERS - 20 < len(found[0]) <= MAX_CHARACTERS + len(" … ")
     assert found[-1] == "7 more: push1st check prints all of them"
-
-
-def test_names_of_thousands_of_apps_are_counted() -> None:
-    names = [f"shop-{number}" for number in range(10_000)]
-    assert bounded([f"{', '.join(names)}: a note: with a colon"]) == [
-        "shop-0, shop-1, shop-2 and 9,997 more apps: a note: with a colon"
-    ]
-    assert bounded(["a, b: a note"]) == ["a, b: a note"]

@@ -10,7 +10,7 @@ from push1st.cli import check, configuration
 from push1st.config.history import HistorySection, Resume
 from push1st.config.model import AppConfig, Config, ServerConfig
 from push1st.limits import Limits
-from push1st.notes.retention import lines, notes, readable
+from push1st.notes.retention import lines, notes
 
 SMALL = Limits(payload=100)
 
@@ -36,9 +36,9 @@ def test_each_section_has_a_line_with_its_memory_for_each_channel() -> None:
         HistorySection(),
     )
     assert lines(app(*sections, limits=Limits())) == [
-        "keeps 200 events for 600 s on chat-*, private-orders-*: at most 2.1 MB for each channel",
-        "keeps 10000 events without client events for 60 s on presence-game-*: at most 104.4 MB for each channel",
-        "keeps 100 events for 300 s on all channels: at most 1.0 MB for each channel",
+        "keeps 200 events for 600 s on chat-*, private-orders-*: at most 2.0 MiB for each channel",
+        "keeps 10000 events without client events for 60 s on presence-game-*: at most 99.6 MiB for each channel",
+        "keeps 100 events for 300 s on all channels: at most 1,020 KiB for each channel",
         "keeps the positions of pages for 300 s",
     ]
 
@@ -50,8 +50,8 @@ def test_the_lines_show_that_pages_do_not_recover() -> None:
 def test_a_ttl_below_the_seconds_of_resume_has_a_note() -> None:
     assert noted(HistorySection(filter=("b-",), ttl=299)) == [
         (
-            "a: history section 1 (b-): ttl is 299 s, but resume.seconds is 300 s: "
-            "a page that returns later than the ttl often cannot recover such a channel"
+            "a: history section 1 (b-) keeps events for 299 s only, but pages may return after 300 s (resume.seconds), "
+            "and would then miss events: set ttl to 300 or more"
         )
     ]
     assert noted(HistorySection(ttl=300)) == []
@@ -61,8 +61,9 @@ def test_a_ttl_below_the_seconds_of_resume_has_a_note() -> None:
 def test_a_history_that_may_be_too_large_for_a_replay_has_a_note() -> None:
     assert noted(HistorySection(size=101), outbox=4 * 30_000) == [
         (
-            "a: history section 1 (all channels): 101 events of the size limits.payload have 30.3 kB: "
-            "the server rejects a replay above 30.0 kB, a quarter of server.outbox, with the reason too-large"
+            "a: history section 1 (all channels) may keep up to 29.6 KiB a channel, but a client that returns gets at most "
+            "29.3 KiB of it (a quarter of server.outbox); if it missed more, it must load its data again (too-large): "
+            "raise server.outbox, or lower size or limits.payload"
         )
     ]
     assert noted(HistorySection(size=100), outbox=4 * 30_000) == []
@@ -78,7 +79,8 @@ def test_default_settings_cause_no_note_about_large_replays() -> None:
 @pytest.mark.parametrize("filters", [(), ("*",), ("x-", "*")])
 def test_a_section_after_one_for_all_channels_has_a_note(filters: tuple[str, ...]) -> None:
     (line,) = noted(HistorySection(filter=("a-",)), HistorySection(filter=filters), HistorySection(filter=("b-",), ttl=1))
-    assert line == "a: history section 3 (b-): the section never applies, because each of its channels belongs to section 2"
+    reason = "because section 2 already has all its channels: remove it, or put it first"
+    assert line == f"a: history section 3 (b-) has no effect, {reason}"
 
 
 @pytest.mark.parametrize(
@@ -102,18 +104,18 @@ def test_a_section_whose_filters_are_covered_by_earlier_filters_has_a_note(
 ) -> None:
     filters = (later,) if isinstance(later, str) else later
     found = noted(*(HistorySection(filter=(one,)) for one in earlier), HistorySection(filter=filters))
-    assert [line.partition(" belongs to section ")[2] for line in found] == ([sections] if sections else [])
+    reasons = [f" because section {sections} already has all its channels" in line for line in found]
+    assert reasons == ([True] if sections else [])
+
+
+def test_apps_with_the_same_sections_share_a_line() -> None:
+    apps = tuple(app(HistorySection(ttl=1), id=f"shop-{number}") for number in range(10_000))
+    (line,) = notes(Config(apps=apps))
+    assert line.startswith("shop-0, shop-1, shop-2, shop-3, shop-4 and 9,995 more apps: history section 1 (all channels) keeps")
 
 
 def test_a_disabled_app_has_no_notes() -> None:
     assert noted(HistorySection(ttl=1), enable=False) == []
-
-
-@pytest.mark.parametrize(
-    ("size", "text"), [(999, "999 bytes"), (1000, "1.0 kB"), (2_550_000, "2.5 MB"), (10_737_418_240_000, "10737.4 GB")]
-)
-def test_a_number_of_bytes_is_readable(size: int, text: str) -> None:
-    assert readable(size) == text
 
 
 def test_check_prints_the_history_of_each_app(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,8 +123,8 @@ def test_check_prints_the_history_of_each_app(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "apps.yml").write_text(f"shop: {{ key: k, secret: {'s' * 32}, history: [ {{ filter: chat-*, ttl: 60 }} ] }}\n")
     assert check.run(Namespace(config=str(tmp_path / "server.yml"), json=False)) == 0
     printed = capsys.readouterr().out
-    assert "\n    keeps 100 events for 60 s on chat-*: at most 1.0 MB for each channel\n" in printed
-    assert "\n  note: shop: history section 1 (chat-*): ttl is 60 s, but resume.seconds is 300 s: " in printed
+    assert "\n    keeps 100 events for 60 s on chat-*: at most 1,020 KiB for each channel\n" in printed
+    assert "\n  note: shop: history section 1 (chat-*) keeps events for 60 s only, " in printed
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 // @ts-check
 /** The effective configuration with the origin of each key, and what is wrong with it. */
 import { html, useState } from "./vendor/htm-preact.js";
-import { go, useCall } from "./data.js";
+import { go, link, useCall } from "./data.js";
 import { count, date } from "./text.js";
 import { Badge, Check, Empty, Filter, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
@@ -11,25 +11,17 @@ const PAGE = 200;
 export function Configuration({ params }) {
   const { search = "", set = "" } = params;
   const { data, error, reload } = useCall("config", 10);
-  const lead = html`The effective configuration of this worker${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
+  const lead = html`What the worker ${data?.from ?? "–"} applies now${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
   return html`<${Screen} title="Configuration" lead=${lead}>
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />
     ${!data && !error && html`<${Loading} rows=${8} />`}
     ${data &&
-    html`<${Section} title="Warnings">
-        ${data.warnings?.length
-          ? html`<ul class="panel verdict">${data.warnings.map((/** @type {string} */ text) => html`<li class="warn" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`
-          : html`<p class="note">There are none.</p>`}
+    html`<${Section} title="Warnings" lead=${data.warnings?.length ? "Probably mistakes, or a risk: change them." : "No setting needs a change."}>
+        <${Lines} of=${data.warnings} kind="warn" />
       <//>
       ${data.notes?.length > 0 &&
-      html`<${Section} title="Notes">
-        <ul class="panel verdict">${data.notes.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
-      <//>`}
-      ${data.strictness?.length > 0 &&
-      html`<${Section} title="Notes on apps">
-        <ul class="panel verdict">${data.strictness.map((/** @type {string} */ text) => html`<li key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>
-      <//>`}
+      html`<${Section} title="Notes" lead="Valid settings with effects that you may not expect. Change them only if you do not want the effect."><${Lines} of=${data.notes} /><//>`}
       <${Section} title="Last reload"><${Reload} reload=${data.reload} /><//>
       <${Section} title="Listeners">
         <${Table}
@@ -69,10 +61,15 @@ export function Configuration({ params }) {
 
 /** @param {{reload: any}} props */
 function Reload({ reload }) {
-  if (!reload) return html`<p class="note">There was none since the start.</p>`;
+  if (!reload) return html`<p class="note">The configuration was not reloaded since the start of the server.</p>`;
   if (!reload.problems?.length) return html`<p><${Badge} kind="ok">applied<//> ${date(reload.at)}</p>`;
   return html`<p><${Badge} kind="bad">failed<//> ${date(reload.at)}</p>
-    <ul class="panel verdict">${reload.problems.map((/** @type {string} */ text) => html`<li class="bad" key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>`;
+    <${Lines} of=${reload.problems} kind="bad" />`;
+}
+
+/** @param {{of: string[] | undefined, kind?: string}} props */
+function Lines({ of, kind = "" }) {
+  return of?.length ? html`<ul class="panel verdict">${of.map((text) => html`<li class=${kind} key=${text}><span><${Text} of=${text} /></span></li>`)}</ul>` : null;
 }
 
 /** @param {{settings: any[], search: string, set: string}} props */
@@ -82,7 +79,7 @@ function Keys({ settings, search, set }) {
   const given = set ? settings.filter((one) => one.origin !== "default") : settings;
   const found = given.filter((one) => !words || one.key.toLowerCase().includes(words) || show(one.value).toLowerCase().includes(words) || String(one.origin).toLowerCase().includes(words));
   const rest = found.length - most;
-  return html`<${Section} title="Keys">
+  return html`<${Section} title="Keys" lead=${html`The keys of the server. Those of an app are in its details: select Show in <a href=${link("apps")}>the list of apps</a>.`}>
     <div class="fields">
       <${Filter} label="Key, value or origin" search wide value=${search} put=${(/** @type {string} */ text) => go("configuration", { search: text, set }, true)} />
       <${Check} label="Only keys that are set" value=${Boolean(set)} put=${(/** @type {boolean} */ is) => go("configuration", { search, set: is }, true)} />

@@ -168,8 +168,8 @@ export async function call(method, path, body, signal) {
       const message = answer?.error ?? `The server answered with the status ${response.status}.`;
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }
-    if (answer && typeof answer === "object" && "away" in answer) {
-      away.set(answer.away || "");
+    if (answer && typeof answer === "object") {
+      if ("away" in answer) away.set(answer.away || "");
       answer.from = response.headers.get("Push1st-Worker");
     }
     return answer;

@@ -42,7 +42,7 @@ export function Hooks({ params }) {
         ]}
       />
     <//>
-    ${(data || error) && html`<${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${endpoints ?? []} />`}
+    ${data && html`<${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${endpoints ?? []} />`}
   <//>`;
 }
 

@@ -1,7 +1,7 @@
 // @ts-check
 /** The parts that all screens share: text, tables, fields, dialogs and the states of a screen. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { away, link, serverTime, useNodeName, useStore } from "./data.js";
+import { away, link, route, serverTime, useNodeName, useStore } from "./data.js";
 import { bytes, clock, date, direction, duration, escaped, pieces, plain, pretty, whole } from "./text.js";
 
 /** @typedef {import("./vendor/htm-preact.js").Child} Child */
@@ -127,15 +127,19 @@ export function Section({ title, lead, actions, children }) {
 }
 
 /**
- * The text with which the server has refused a request.
+ * The text with which the server has refused a request, and the way out: another try, if it could succeed.
  * @param {{error: CallError | Error, again?: () => void}} props
  */
 export function Problem({ error, again }) {
+  const { screen, params } = useStore(route);
+  const status = "status" in error ? error.status : 0;
+  const isFinal = status >= 400 && status < 500 && status !== 429;
   const isUnknown = error.message.startsWith("there is no app");
   return html`<div class="problem" role="alert">
     <p><${Text} of=${error.message} /></p>
     ${isUnknown && html`<a class="button" href=${link("apps")}>Choose an app</a>`}
-    ${again && !isUnknown && html`<button type="button" onClick=${again}>Try again</button>`}
+    ${isFinal && !isUnknown && params.after && html`<a class="button" href=${link(screen, { ...params, after: "" })}>First page</a>`}
+    ${again && !isFinal && html`<button type="button" onClick=${again}>Try again</button>`}
   </div>`;
 }
 
@@ -236,8 +240,7 @@ export function live(value) {
  *   sorted: whether the rows are in order within a page only
  */
 export function Pager({ data, shown, noun, first, next, isFirst, sorted = false }) {
-  if (!data && isFirst) return null;
-  if (!data) return html`<nav class="pager" aria-label=${`Pages of ${noun}`}><a class="button" href=${first}>First page</a></nav>`;
+  if (!data) return null;
   const where = data.away ? ` of the worker ${data.from}; what the others have is not known now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
