@@ -29,6 +29,10 @@ const TYPES = /** @type {const} */ ([
 /** @type {Record<string, string>} */
 const TONES = { refused: "bad", "cut-off": "bad", "webhook-failed": "bad", published: "accent", "client-event": "accent" };
 
+/** The field of a row with its number in the order of arrival. It stays with the row when an earlier row arrives late. */
+const NUMBER = Symbol("number");
+let arrived = 0;
+
 /**
  * Rows outlive the screen, but not the page. `first`: the number of the first row since the page was loaded; `gone`: the
  * rows above `MAX_ROWS` since the last "Clear".
@@ -54,6 +58,7 @@ export function Inspector({ params }) {
   useLive("inspector", paused ? null : request, (answer) => {
     if (answer.error) return fail(answer.error);
     fail("");
+    for (const one of answer.events) one[NUMBER] = arrived++;
     const rows = ordered([...kept.rows, ...answer.events]);
     const over = Math.max(0, rows.length - MAX_ROWS);
     const dropped = { ...kept.dropped };
@@ -164,10 +169,9 @@ function Rows({ view, chosen, choose, put, idle }) {
     <div class="rows" ref=${box} onScroll=${scroll} tabindex="0" role="region" aria-label="Events, the newest at the bottom">
       ${!view.rows.length && html`<p class="idle">${idle}</p>`}
       <div class="track" ref=${(/** @type {HTMLElement | null} */ one) => one && (one.style.height = `${view.rows.length * row}px`)} role="list">
-        ${shown.map((one, i) => {
-          const index = view.first + start + i;
-          return html`<div
-            key=${index}
+        ${shown.map(
+          (one, i) => html`<div
+            key=${one[NUMBER]}
             role="listitem"
             class=${one === chosen ? "line chosen" : "line"}
             ref=${(/** @type {HTMLElement | null} */ element) => element && (element.style.transform = `translateY(${(start + i) * row}px)`)}
@@ -178,8 +182,8 @@ function Rows({ view, chosen, choose, put, idle }) {
             <span class="about">${summary(one)}</span>
             <span class="by">${one.socket && html`<button type="button" class="plain-button name" dir=${direction(one.socket)} title=${`Filter by ${plain(one.socket)}`} onClick=${() => put({ socket: one.socket })}><${Text} of=${one.socket} /></button>`}</span>
             <span class="number size">${one.size ? bytes(one.size) : ""}</span>
-          </div>`;
-        })}
+          </div>`,
+        )}
       </div>
     </div>
     ${!follows && html`<button type="button" class="follow" onClick=${() => follow(true)}>Follow the newest</button>`}
