@@ -25,6 +25,8 @@ from tests.support.valkey import Valkey
 
 ROOM = "presence-room"
 AWAY_SECONDS = 0.3
+HELD_SECONDS = 3
+"""the time for which a leaving edge is held"""
 EDGES = ["channel_occupied", "channel_vacated", "member_added", "member_removed"]
 
 
@@ -185,17 +187,25 @@ def test_rolling_restart_causes_no_webhook_for_returning_members(receiver: Recei
 
 def test_restart_of_all_workers_causes_webhooks_only_for_members_that_do_not_return(receiver: Receiver, tmp_path: Path) -> None:
     with machine(config={"hooks": {"folder": str(tmp_path)}, "server": {"drain": 0}}, apps=app(receiver)) as server:
-        with room(server):
-            wait_until(lambda: believed(receiver) == everybody(10), "all members are present")
-            server.stop()
-        assert len(receiver.events) == 11
-        server.start()
-        with contextlib.ExitStack() as again:
-            for number in range(7):
-                again.enter_context(pusher_socket(server)).subscribe(ROOM, {"user_id": f"u{number}"})
-            wait_until(lambda: believed(receiver) == everybody(7), "three have left", GONE_SECONDS)
-            assert len(receiver.events) == 14
-            assert list(tmp_path.iterdir()) == []
+        for _ in range(3):
+            before = len(receiver.events)
+            with room(server):
+                wait_until(lambda: believed(receiver) == everybody(10), "all members are present")
+                server.stop()
+            assert len(receiver.events) == before + 11
+            began = time.monotonic()
+            server.start()
+            with contextlib.ExitStack() as again:
+                for number in range(7):
+                    again.enter_context(pusher_socket(server)).subscribe(ROOM, {"user_id": f"u{number}"})
+                away = time.monotonic() - began
+                wait_until(lambda: believed(receiver) == everybody(7), "three have left", GONE_SECONDS)
+                assert list(tmp_path.iterdir()) == []
+            if len(receiver.events[before:]) == 14:
+                return
+            assert away > HELD_SECONDS, receiver.events[before:]  # a slow machine: the members returned too late
+            wait_until(lambda: believed(receiver) == set(), "all have left")
+        pytest.skip("this machine is too slow: the members do not return in time")
 
 
 def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receiver: Receiver) -> None:
