@@ -88,7 +88,12 @@ def cause_events(page: Site) -> None:
     page.tab.evaluate("document.querySelector('.what.bad').click()")
 
 
-HAPPENINGS = {"events": publish_an_event, "inspector": cause_events}
+def wait_for_figures(page: Site) -> None:
+    """Waits until each tile has a figure: a rate needs two samples."""
+    until(page.tab, "!document.querySelector('.tiles').textContent.includes('–')", 30)
+
+
+HAPPENINGS = {"events": publish_an_event, "inspector": cause_events, "overview": wait_for_figures}
 
 
 def fill(page: Site, channel: str) -> None:

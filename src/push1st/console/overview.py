@@ -138,14 +138,17 @@ class Overview:
         replies = await self._context.wire.request(KIND, data)
         nodes = [one for _, one in replies.decoded(_nodes.decode)]
         facts, lost = await self._server_facts(), self._all_lost(nodes)
+        wire, answered = self._context.wire, {node for node, _ in replies.found}
+        silent = sorted(set(wire.consoles()) - answered) if replies.away else replies.missing
         return {
             "at": self._clock.wall() / 1_000_000_000,
             "here": self._context.name,
             "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
             "missing": replies.missing,
+            "silent": silent,
             "lost": lost,
             "without_console": self._without_console(replies),
-            "about": self._context.wire.described([*replies.missing, *(one["id"] for one in lost)]),
+            "about": wire.described([*silent, *(one["id"] for one in lost)]),
             "away": replies.away,
             "certificates": facts.certificates,
             "reload": facts.reload,

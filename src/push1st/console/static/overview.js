@@ -14,6 +14,8 @@ const LAG_KEPT = 60;
 const CERTIFICATE_DAYS = 14;
 const FILES_PART = 0.8;
 const HOOK_SECONDS = 60;
+/** the seconds between two answers from which a rate is computed */
+const LEAST_SECONDS = 0.5;
 
 /** @typedef {{t: number, v: number}} Point */
 /**
@@ -30,7 +32,7 @@ const TILES = [
   { key: "events_in", label: "Events in", unit: "/s", show: rate },
   { key: "messages_out", label: "Messages out", unit: "/s", show: rate },
   { key: "bytes_out", label: "Bytes out", unit: "/s", show: bytes },
-  { key: "cpu_seconds", label: "CPU of all workers", unit: "", show: percent },
+  { key: "cpu_seconds", label: "CPU", unit: " of a core", show: percent },
   { key: "refusals", label: "Refusals", unit: "/s", show: rate },
 ];
 
@@ -46,22 +48,25 @@ class Recorder {
     this.last = null;
     /** the workers without a console, in the last two answers: a worker that starts has none for a moment */
     this.withoutConsole = 0;
-    /** @type {Map<string, {rate: number, cpu: number, lag: Point[]}>} */
+    /** @type {Map<string, {rate?: number, cpu?: number, lag: Point[]}>} */
     this.workers = new Map();
-    /** The workers of the answers until now, those that have answered no more while the broker is away included. @type {any[]} */
-    this.known = [];
+    /** whether the points begin with the samples of the next answer that has samples */
+    this.wantsSamples = true;
   }
 
   /** @param {any} answer */
   take(answer) {
-    const before = this.last;
-    if (before && answer.at <= before.at) return;
+    const last = this.last;
+    if (last && answer.at <= last.at) return;
+    // One curve never joins the figures of all workers with those of one.
+    const before = last && answer.at - last.at <= 30 && !last.away === !answer.away ? last : null;
     this.last = answer;
     this.withoutConsole = Math.min(answer.without_console ?? 0, before?.without_console ?? 0);
-    const isPart = answer.away || answer.missing?.length;
-    const silent = isPart ? this.known.filter((one) => !answer.nodes.some((/** @type {any} */ node) => node.id === one.id)) : [];
-    this.known = [...answer.nodes, ...silent.map(({ id, machine, worker }) => ({ id, machine, worker, isSilent: true }))];
-    if (!before || answer.at - before.at > 30) this.restart(answer);
+    if (!before) {
+      for (const key of KEYS) this.points.set(key, []);
+      this.wantsSamples = true;
+    }
+    if (this.wantsSamples && answer.nodes.some((/** @type {any} */ node) => node.series)) this.restart(answer);
     const seconds = before ? answer.at - before.at : 0;
     const sums = new Map(KEYS.map((key) => [key, 0]));
     const workers = new Map();
@@ -69,10 +74,11 @@ class Recorder {
     for (const node of answer.nodes) {
       sums.set("connections", (sums.get("connections") ?? 0) + open(node));
       const former = before?.nodes.find((/** @type {any} */ one) => one.id === node.id && one.pid === node.pid);
-      const lag = (this.workers.get(node.id)?.lag ?? []).filter(({ t }) => t > answer.at - LAG_KEPT);
+      const { rate, cpu, lag: lags = [] } = this.workers.get(node.id) ?? {};
+      const lag = lags.filter(({ t }) => t > answer.at - LAG_KEPT);
       lag.push({ t: answer.at, v: node.loop_lag ?? 0 });
-      const figures = { rate: 0, cpu: 0, lag };
-      if (former && seconds > 0) {
+      const figures = { rate, cpu, lag };
+      if (former && seconds >= LEAST_SECONDS) {
         pairs += 1;
         for (const key of KEYS.slice(1)) {
           const grown = Math.max(0, counter(node, key) - counter(former, key)) / seconds;
@@ -93,6 +99,7 @@ class Recorder {
 
   /** Begins with the samples that the workers have kept. @param {any} answer */
   restart(answer) {
+    this.wantsSamples = false;
     for (const key of KEYS) this.points.set(key, sampled(answer, key));
   }
 }
@@ -149,6 +156,7 @@ export function Overview() {
     learnNames([...answer.nodes, ...(answer.about ?? [])]);
     fail(null);
     again((n) => n + 1);
+    if (recorder.wantsSamples) call("GET", "overview").then(take, () => {});
     return undefined;
   };
   useLive("overview", { every: EVERY }, take);
@@ -162,7 +170,8 @@ export function Overview() {
     return () => clearInterval(timer);
   }, []);
   const data = recorder.last;
-  const silent = data ? recorder.known.filter((one) => !data.nodes.some((/** @type {any} */ node) => node.id === one.id)) : [];
+  const state = data?.away ? "unknown" : "no answer";
+  const silent = (data?.silent ?? []).map((/** @type {string} */ id) => ({ ...data.about.find((/** @type {any} */ one) => one.id === id), id, silent: state }));
   const only = data?.away ? ` of ${data.nodes.map(nodeName).join(", ")} only` : "";
   return html`<${Screen} title="Overview">
     ${error && html`<${Problem} error=${error} />`}
@@ -171,7 +180,7 @@ export function Overview() {
     html`<${Verdict} data=${data} />
       <section class="tiles" aria-labelledby="figures" aria-live="off">
         <h2 class="hidden" id="figures">Figures of ten minutes</h2>
-        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: only ? tile.label.replace(" of all workers", "") + only : tile.label }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
+        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: tile.label + only }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
       </section>
       <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent]} /><//>
       <${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>
@@ -254,7 +263,7 @@ function statements(data) {
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
     else if (node.ready === false) say("bad", `ready ${node.id}`, html`The worker ${name} is not ready.`);
     const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
-    if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`The event loop of ${name} was late by up to ${duration(lag)} in the last minute: its CPU is busy.`);
+    if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`The event loop of ${name} was late by up to ${duration(lag)} in the last minute, and its clients waited so long.`);
     if (node.fds && node.fds_most && node.fds >= node.fds_most * FILES_PART) {
       say("bad", `files ${node.id}`, html`The worker ${name} uses ${whole(node.fds)} of ${whole(node.fds_most)} file descriptors. Raise the limit (<code>ulimit -n</code>).`);
     }
@@ -273,10 +282,15 @@ function statements(data) {
   return found;
 }
 
+/** Returns whether the page has rates, for which it needs two samples. */
+function isMeasured() {
+  return Boolean(recorder.points.get("refusals")?.length);
+}
+
 /** @param {any} data */
 function wellText(data) {
-  const workers = data.nodes.length;
-  return workers === 1 ? "The worker serves clients. Nothing needs attention." : `All ${whole(workers)} workers serve clients. Nothing needs attention.`;
+  const workers = data.nodes.length === 1 ? "The worker serves clients." : `All ${whole(data.nodes.length)} workers serve clients.`;
+  return `${workers} ${isMeasured() ? "Nothing needs attention." : "The first figures follow in a few seconds."}`;
 }
 
 /** @param {{data: any}} props */
@@ -287,7 +301,7 @@ function Verdict({ data }) {
   return html`<ul class="verdict" aria-label="State">
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
-      : html`<li class="ok"><span>${wellText(data)}</span></li>`}
+      : html`<li class=${isMeasured() ? "ok" : ""}><span>${wellText(data)}</span></li>`}
     ${refusals >= 1 && html`<li><span>The server refused up to ${rate(refusals)} requests a second in the last ten minutes. <a href=${link("inspector", { what: "refused" })}>Inspector</a></span></li>`}
     ${found.length > 8 && html`<li><span>${whole(found.length - 8)} more</span></li>`}
   </ul>`;
@@ -309,6 +323,12 @@ function Summary({ data }) {
   return html`<p class="hidden" role="status">${text}</p>`;
 }
 
+/** @param {any} node @param {"rate" | "cpu"} key @param {(value: number) => string} show */
+function measured(node, key, show) {
+  const value = recorder.workers.get(node.id)?.[key];
+  return node.silent || value === undefined ? "–" : show(value);
+}
+
 /** @param {{nodes: any[]}} props */
 function Workers({ nodes }) {
   return html`<${Table}
@@ -327,15 +347,15 @@ const WORKERS = [
     label: "State",
     size: "s",
     show: (node) =>
-      node.isSilent ? html`<${Badge} kind="bad">no answer<//>` : node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
+      node.silent ? html`<${Badge} kind=${node.silent === "unknown" ? "plain" : "bad"}>${node.silent}<//>` : node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
   },
-  { key: "connections", label: "Connections", size: "s", number: true, show: (node) => (node.isSilent ? "–" : short(open(node))) },
-  { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => (node.isSilent ? "–" : rate(recorder.workers.get(node.id)?.rate ?? 0)) },
-  { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => (node.isSilent ? "–" : percent(recorder.workers.get(node.id)?.cpu ?? 0)) },
+  { key: "connections", label: "Connections", size: "s", number: true, show: (node) => (node.silent ? "–" : short(open(node))) },
+  { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => (measured(node, "rate", rate)) },
+  { key: "cpu", label: "CPU", size: "xs", number: true, show: (node) => (measured(node, "cpu", percent)) },
   { key: "rss", label: "Memory", size: "s", number: true, show: (node) => (node.rss === null || node.rss === undefined ? "–" : bytes(node.rss)) },
   { key: "fds", label: "Files", size: "xs", number: true, show: (node) => (node.fds === null || node.fds === undefined ? "–" : whole(node.fds)) },
-  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => (node.isSilent ? "–" : duration(node.loop_lag ?? 0)) },
-  { key: "uptime", label: "Up", size: "s", number: true, show: (node) => (node.isSilent ? "–" : duration(node.uptime ?? 0)) },
+  { key: "loop_lag", label: "Loop lag", size: "s", number: true, show: (node) => (node.silent ? "–" : duration(node.loop_lag ?? 0)) },
+  { key: "uptime", label: "Up", size: "s", number: true, show: (node) => (node.silent ? "–" : duration(node.uptime ?? 0)) },
 ];
 
 /** @param {{nodes: any[]}} props */
