@@ -10,12 +10,26 @@ from tests.support.console import PASSWORD, Operator, console, live
 from tests.support.process import ServerProcess
 
 SECRET = "a secret of the app that is long enough"
+HIDDEN = "hidden-value"
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[tuple[ServerProcess, Operator]]:
     apps = {
-        "shop": {"key": "shop-key", "name": "The shop", "secret": SECRET, "history": [{"ttl": 10}]},
+        "shop": {
+            "key": "shop-key",
+            "name": "The shop",
+            "secret": SECRET,
+            "history": [{"ttl": 10}],
+            "webhooks": [
+                {
+                    "url": f"https://{HIDDEN}@host.example/hook?{HIDDEN}",
+                    "headers": {"X-Token": HIDDEN},
+                    "events": ["cache_miss"],
+                }
+            ],
+            "authorize": {"url": "https://host.example/decide", "on": ["subscribe", "connect"]},
+        },
         "other": {"key": "other-key"},
     }
     with console({}, apps) as (server, operator):
@@ -105,6 +119,27 @@ def test_list_of_apps_has_figures_and_no_secret(site: tuple[ServerProcess, Opera
     assert operator.get("/api/apps?after=%00").status == 400
 
 
+def test_app_has_its_settings_and_no_secret(site: tuple[ServerProcess, Operator]) -> None:
+    _, operator = site
+    answer = operator.get("/api/apps/shop")
+    assert SECRET.encode() not in answer.body
+    assert HIDDEN.encode() not in answer.body
+    keys = {one["key"]: (one["value"], one["origin"]) for one in answer.json["settings"]}
+    assert keys["limits.payload"] == (10_240, "default")
+    assert keys["secret"][0] == f"set, {len(SECRET)} bytes"
+    (webhook,) = keys["webhooks"][0]
+    assert (webhook["url"], webhook["headers"], webhook["events"]) == (
+        "https://…@host.example/hook?…",
+        ["X-Token"],
+        ["cache_miss"],
+    )
+    (decides,) = keys["authorize"][0]
+    assert (decides["url"], decides["on"]) == ("https://host.example/decide", ["connect", "subscribe"])
+    assert keys["webhooks"][1].startswith("apps/apps.yml:")
+    assert (answer.json["distinct_channels"], answer.json["has_more_channels"]) == (0, False)
+    assert operator.get("/api/apps/nothing").status == 404
+
+
 def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Operator]) -> None:
     answer = site[1].get("/api/config")
     assert PASSWORD.encode() not in answer.body
@@ -115,8 +150,9 @@ def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Oper
     assert {one["role"] for one in answer.json["listeners"]} == {"server", "api", "console"}
     assert any("other: found no secret" in warning for warning in answer.json["warnings"])
     assert answer.json["certificates"] == []
-    (note,) = answer.json["notes"]
-    assert "ttl is 10 s" in note, "the notes of `push1st check`"
+    notes = answer.json["notes"]
+    assert any("keeps events for 10 s only" in note for note in notes), "the notes of `push1st check`"
+    assert any("only if you move from the original Push1st" in note for note in notes)
 
 
 def test_cluster_of_one_worker_has_no_broker(site: tuple[ServerProcess, Operator]) -> None:

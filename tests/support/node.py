@@ -55,7 +55,7 @@ class Hooks:
         self.decision = Decision()
         self.queues: dict[str, int] = {}
         self.waits: asyncio.Future[None] | None = None
-        self.operations: HookOperations = Operations(None, lambda _: (), lambda *_: None)
+        self.operations: HookOperations = Operations(None, lambda _: (), lambda _: (), lambda *_: None)
         self.tap: HookTap | None = None
 
     def on_event(self, event: HookEvent) -> None:

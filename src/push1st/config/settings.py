@@ -11,7 +11,7 @@ import msgspec
 
 from push1st.config.addresses import Listen, Networks
 from push1st.config.brokerurl import parse
-from push1st.config.model import Config
+from push1st.config.model import AppConfig, Config
 from push1st.config.schema import Table
 from push1st.config.tables import APP, ROOT
 from push1st.config.tree import Value
@@ -84,6 +84,13 @@ def app_settings(config: Config) -> dict[str, list[Setting]]:
         keys = ((key, value, origins.get(above + key)) for key, value in _settings(APP, app, ""))
         found[app.id] = [Setting(key, value, origin) for key, value, origin in keys if origin is not None]
     return found
+
+
+def settings_of_app(config: Config, app: AppConfig) -> list[Setting]:
+    """Returns all keys of an app. The origin is "" if `load` has not stored the places of the app."""
+    origins, above = dict(config.places), f"apps/{app.id}/"
+    default = DEFAULT if any(key.startswith(above) for key in origins) else ""
+    return [Setting(key, value, origins.get(above + key, default)) for key, value in _settings(APP, app, "")]
 
 
 def app_sources(config: Config) -> dict[str, str]:

@@ -4,27 +4,34 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import AppConfig
-from push1st.config.settings import app_sources
+from push1st.config.model import AppConfig, Authorize, Webhook
+from push1st.config.settings import app_sources, settings_of_app
 from push1st.console.cursors import cursor_of, places_of
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.figures import app_figures
+from push1st.errors import Refused
+from push1st.hooks import shown
 from push1st.status import AppFigures, sum_of
 
 KIND = "apps"
 MAX_LIMIT = 100
 MAX_SEARCH = 255
+MAX_COUNTED = 1000
+"""the maximum number of channels that are counted for an app"""
 _ids = msgspec.msgpack.Decoder(list[str])
 _figures = msgspec.msgpack.Decoder(dict[str, AppFigures])
 
 
 class AppList:
-    """The endpoint `apps`."""
+    """The endpoints `apps` and `apps/ID`."""
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
         context.wire.serve(KIND, self._own)
-        self.endpoints = (ConsoleEndpoint("GET", "apps", self._list),)
+        self.endpoints = (
+            ConsoleEndpoint("GET", "apps", self._list),
+            ConsoleEndpoint("GET", r"apps/([^/]+)", self._one),
+        )
 
     def _own(self, data: bytes) -> bytes:
         """Returns the figures of apps on this worker, by id. data: the ids."""
@@ -38,12 +45,12 @@ class AppList:
         after = call.text("after", 1000)
         at = _place(after) if after else 0
         found = [app for app in config.apps if not search or _matches(app, search)]
-        shown = found[at : at + limit]
-        replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([app.id for app in shown]))
+        listed = found[at : at + limit]
+        replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([app.id for app in listed]))
         figures = [one for _, one in replies.decoded(_figures.decode)]
         sources = app_sources(config)
         return {
-            "apps": [_summary(app, sources.get(app.id), figures) for app in shown],
+            "apps": [_summary(app, sources.get(app.id), figures) for app in listed],
             "total": len(config.apps),
             "next": cursor_of({"at": str(at + limit)}) if at + limit < len(found) else None,
             "complete": True,
@@ -51,6 +58,48 @@ class AppList:
             "missing": replies.missing,
             "away": replies.away,
         }
+
+    async def _one(self, call: ConsoleCall) -> dict[str, Any]:
+        config, id = self._context.config(), call.args[0]
+        app = next((one for one in config.apps if one.id == id), None)
+        if app is None:
+            raise Refused(404, f"there is no app {id[:64]!r}")
+        replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([id]))
+        figures = [one for _, one in replies.decoded(_figures.decode)]
+        urls = {
+            "hook.endpoint": [shown(url) for url in app.hook.endpoint] if app.hook else None,
+            "webhooks": [_endpoint(one) for one in app.webhooks],
+            "authorize": [_endpoint(one) for one in app.authorize],
+        }
+        return {
+            **_summary(app, app_sources(config).get(id), figures),
+            **await self._channels(id),
+            "settings": [
+                msgspec.structs.replace(one, value=urls.get(one.key, one.value)) for one in settings_of_app(config, app)
+            ],
+            "missing": replies.missing,
+            "away": replies.away,
+        }
+
+    async def _channels(self, app: str) -> dict[str, Any]:
+        """Counts the channels of an app on all workers, each once. None: the broker is away."""
+        try:
+            self._context.require_broker()
+            page = await self._context.node.channel_lists.some(app, "", _is_public_name, "", MAX_COUNTED)
+        except Refused:
+            return {"distinct_channels": None, "has_more_channels": False}
+        return {"distinct_channels": len(page.channels), "has_more_channels": bool(page.next)}
+
+
+def _is_public_name(name: str) -> bool:
+    """Returns whether the list of channels shows a name: the channels of signed-in users begin with `#`."""
+    return not name.startswith("#")
+
+
+def _endpoint(one: Webhook | Authorize) -> dict[str, Any]:
+    """Returns the settings of an endpoint without its secrets, in the words of the configuration."""
+    fields: dict[str, Any] = msgspec.to_builtins(one, order="deterministic")
+    return {**fields, "url": shown(one.url), "headers": [name for name, _ in one.headers]}
 
 
 def _place(cursor: str) -> int:

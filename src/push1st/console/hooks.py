@@ -87,9 +87,10 @@ class _Folder(msgspec.Struct):
 
 
 class EventNames(msgspec.Struct):
-    """The fields of a hook event in both formats."""
+    """The fields of a hook event in both formats; `user_id` in Pusher's format only."""
 
     channel: str = ""
+    user_id: str = ""
     name: str = ""
     event: str = ""
 
@@ -274,14 +275,15 @@ class HookList:
 
 def _merged(lists: Sequence[Sequence[HookDetails]]) -> list[dict[str, object]]:
     """Returns the states of the endpoints, with sums over all workers, in the order of the first worker."""
-    groups: dict[tuple[str, int], list[HookDetails]] = {}
+    groups: dict[tuple[str, bool, int], list[HookDetails]] = {}
     for details in lists:
-        seen: Counter[str] = Counter()
+        seen: Counter[tuple[str, bool]] = Counter()
         for one in details:  # an app may have two equal endpoints
-            seen[one.hook] += 1
-            groups.setdefault((one.hook, seen[one.hook]), []).append(one)
+            key = one.hook, one.removed
+            seen[key] += 1
+            groups.setdefault((*key, seen[key]), []).append(one)
     found = []
-    for (hook, _), group in groups.items():
+    for (hook, removed, _), group in groups.items():
         (status,) = merged([group[0].status], [[one.status] for one in group[1:]])
         last = max(group, key=lambda one: one.status.last_error_at or 0)
         found.append(
@@ -291,6 +293,7 @@ def _merged(lists: Sequence[Sequence[HookDetails]]) -> list[dict[str, object]]:
                 "oldest_seconds": max((one.oldest for one in group if one.oldest is not None), default=None),
                 "next_try_in": min((one.next_try for one in group if one.next_try is not None), default=None),
                 "last_status": last.last_status,
+                "removed": removed,
             }
         )
     return found
@@ -305,7 +308,7 @@ def _shown(folder: _Folder, letter: Letter) -> dict[str, object]:
             found = _event(event)
         except msgspec.DecodeError:  # somebody has changed the file
             found = EventNames()
-        names.append({"name": found.name or found.event, "channel": found.channel, "bytes": len(event)})
+        names.append({"name": found.name or found.event, "channel": found.channel, "user": found.user_id, "bytes": len(event)})
     why_not = "already redriven" if letter.redriven is not None else "" if letter.hook else "endpoint gone"
     return {
         "id": f"{folder.word}.{letter.id}",

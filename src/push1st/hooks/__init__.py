@@ -178,6 +178,7 @@ class HookDetails(msgspec.Struct, frozen=True):
     oldest: the age of the oldest queued event in seconds; None without queued events.
     next_try: the seconds until the next retry of a failed delivery; None if no delivery waits for a retry.
     last_status: the HTTP status of the most recent failed delivery; None without an answer.
+    removed: whether the configuration does not have the endpoint any more. It delivers the events that wait, and then ends.
     """
 
     hook: str
@@ -185,6 +186,7 @@ class HookDetails(msgspec.Struct, frozen=True):
     oldest: float | None
     next_try: float | None
     last_status: int | None
+    removed: bool = False
 
 
 class HookOperations(Protocol):
@@ -195,7 +197,7 @@ class HookOperations(Protocol):
         """A word for the folder with the dead letters, which all workers of a machine share; "" without a folder."""
 
     def details(self, app: str) -> "list[HookDetails]":
-        """Returns the states of an app's endpoints, in the order of the app's configuration."""
+        """Returns the states of an app's endpoints, in the order of the app's configuration, and then of removed endpoints."""
 
     async def letters(self, app: str, hook: str, after: str, limit: int) -> LetterPage:
         """Returns the newest dead letters of an app (see `DeadLetters.page`). hook: only those of an endpoint; "": all.

@@ -94,7 +94,7 @@ class HookDispatcher:
         self._timings = timings
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
-        self.operations = Operations(self._store, self._of, self.add_dead_letter)
+        self.operations = Operations(self._store, self._of, self._removed, self.add_dead_letter)
         self._authorizer = Authorizer(apps, folder, clock, decisions, open_transport)
         self.decide = self._authorizer.decide
         self._debounce = Debounce()
@@ -246,6 +246,9 @@ class HookDispatcher:
 
     def _of(self, app: str) -> Sequence[HookEndpoint]:
         return self._endpoints.get(app, ())
+
+    def _removed(self, app: str) -> Sequence[HookEndpoint]:
+        return [one for one in self._retired if one.wanted.target.app == app]
 
     def status(self, app: str) -> list[Status]:
         """Returns the states of an app's endpoints, in the order of the app's configuration."""

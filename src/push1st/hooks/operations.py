@@ -40,7 +40,7 @@ class Operations:
     """Implements the interface `HookOperations`.
 
     store: the folder; None without a folder.
-    endpoints: a function that returns the endpoints of an app.
+    endpoints, removed: functions that return the endpoints of an app, and those that its configuration does not have any more.
     lose: a function that writes a dead letter (`HookContext.add_dead_letter`).
     """
 
@@ -48,10 +48,12 @@ class Operations:
         self,
         store: Store | None,
         endpoints: Callable[[str], Sequence[HookEndpoint]],
+        removed: Callable[[str], Sequence[HookEndpoint]],
         lose: Callable[[str, str, str, Sequence[bytes], str], None],
     ) -> None:
         self._store = store
         self._endpoints = endpoints
+        self._removed = removed
         self._lose = lose
         self._waiting: dict[tuple[str, str], deque[Letter]] = {}
         """the redriven letters by app and fingerprint of the endpoint"""
@@ -66,7 +68,8 @@ class Operations:
         return "" if self._store is None else self._store.place
 
     def details(self, app: str) -> list[HookDetails]:
-        return [one.details() for one in self._endpoints(app)]
+        gone = [msgspec.structs.replace(one.details(), removed=True) for one in self._removed(app)]
+        return [one.details() for one in self._endpoints(app)] + gone
 
     async def letters(self, app: str, hook: str, after: str, limit: int) -> LetterPage:
         if self._store is None:

@@ -13,7 +13,7 @@ from push1st.hooks.deadletters import DEAD_LETTERS
 from push1st.hooks.letters import LetterPage
 from tests.support.hook_board import Board
 from tests.support.loop import turns
-from tests.support.node import APP
+from tests.support.node import APP, app_config
 
 A = Webhook(url="http://a/")
 B = Webhook(url="http://b/?key=secret")
@@ -177,4 +177,21 @@ async def test_without_a_folder_there_are_no_letters() -> None:
     assert (one.board.operations.folder, await page(one)) == ("", LetterPage((), "", 0))
     with pytest.raises(Refused, match=r"without hooks\.folder"):
         await one.board.operations.redrive(APP, "", ["1"])
+    await one.board.close(0)
+
+
+async def test_removed_endpoints_are_listed_while_their_events_wait(tmp_path: Path) -> None:
+    one = board(tmp_path, A, B)
+    one.hang()
+    one.on_event("cache-missed")
+    await turns()
+    one.board.configure(app_config(webhooks=(B,)))
+    kept, removed = one.board.operations.details(APP)
+    assert (kept.status.endpoint, kept.removed, removed.removed) == ("http://b/?…", False, True)
+    assert (removed.status.endpoint, removed.status.queued) == ("http://a/", 1)
+    future = one.at["http://a/"].future
+    assert future is not None
+    future.set_result(None)
+    await turns(10)
+    assert [each.removed for each in one.board.operations.details(APP)] == [False]
     await one.board.close(0)

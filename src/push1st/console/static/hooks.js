@@ -3,15 +3,15 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
 import { bytes, count, date, duration, plain, short, whole } from "./text.js";
-import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Missing, Name, Pager, Screen, Section, Table, Text, Time } from "./ui.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Endpoint, Facts, Missing, Name, Pager, Screen, Section, Table, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
 /** @type {Record<string, string>} */
 const REASONS = {
-  overflowed: "overflowed: the queue of the endpoint was full",
-  expired: "expired: the endpoint accepted it too late or never",
-  stopped: "stopped: the server has stopped",
-  "endpoint-gone": "endpoint-gone: the endpoint is not configured any more",
+  overflowed: "queue was full",
+  expired: "not accepted in time",
+  stopped: "server has stopped",
+  "endpoint-gone": "endpoint removed",
 };
 
 /** @param {{params: Record<string, string>}} props */
@@ -25,29 +25,31 @@ export function Hooks({ params }) {
       <${Table}
         caption="Endpoints"
         rows=${endpoints}
-        id=${(/** @type {any} */ row) => row.hook}
+        id=${(/** @type {any} */ row) => `${row.hook} ${row.removed}`}
         busy=${busy && !data}
         error=${error}
         again=${reload}
         bones=${2}
         empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hook</code> to the app in the configuration, and reload the server.<//>`}
         columns=${[
-          { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
-          { key: "state", label: "State", size: "s", show: state },
+          { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />${row.removed && html` <span class="faint">not in the configuration any more; the server delivers what waits</span>`}` },
+          { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => state(row, data.away) },
           { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
           { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
           { key: "oldest", label: "Oldest", size: "s", number: true, show: (/** @type {any} */ row) => (row.oldest_seconds ? duration(row.oldest_seconds) : "–") },
-          { key: "next", label: "Next try in", size: "s", number: true, show: (/** @type {any} */ row) => (row.next_try_in === null || row.next_try_in === undefined ? "–" : duration(row.next_try_in)) },
-          { key: "last", label: "Last error", size: "l", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />` },
+          { key: "next", label: "Next try in", size: "s", number: true, show: (/** @type {any} */ row) => (typeof row.next_try_in === "number" ? duration(row.next_try_in) : row.retrying ? "now" : "–") },
+          { key: "last", label: "Last error", size: "l", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />${row.last_error && html` <span class="faint">at <${Time} at=${row.last_error_at} day /></span>`}` },
         ]}
       />
     <//>
-    ${data && html`<${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${endpoints ?? []} />`}
+    ${data && html`<${DeadLetters} app=${app} endpoint=${endpoint} after=${after} endpoints=${(endpoints ?? []).filter((/** @type {any} */ one) => !one.removed)} />`}
   <//>`;
 }
 
-/** @param {any} row */
-function state(row) {
+/** @param {any} row @param {string} away */
+function state(row, away) {
+  if (row.removed) return html`<${Badge} kind="warn">removed<//>`;
+  if (away && !row.queued) return html`<${Badge} kind="plain">not known<//>`; // another worker may have the queue
   if (row.retrying) return html`<${Badge} kind="bad">retrying<//>`;
   return row.queued ? html`<${Badge} kind="warn">sending<//>` : html`<${Badge} kind="ok">idle<//>`;
 }
@@ -77,10 +79,11 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     reload();
   };
   const options = [["", "all endpoints"], ...endpoints.map((one) => [one.hook, plain(one.endpoint)])];
+  const isOne = endpoints.length === 1 && !(letters ?? []).some((/** @type {any} */ row) => row.hook !== endpoints[0].hook);
   const actions = html`<button type="button" disabled=${!able.length} onClick=${() => choose(all ? new Set() : new Set(able.map((/** @type {any} */ row) => row.id)))}>
-      ${all ? "Select none" : `Select ${whole(able.length)}`}
+      ${all ? "Select none" : able.length === letters?.length ? "Select all on this page" : `Select the ${whole(able.length)} that can be redriven`}
     </button>
-    <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? whole(picked.length) : ""}</button>`;
+    <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? `${whole(picked.length)} selected` : "selected"}</button>`;
   return html`<${Section} title="Dead letters" lead="Hook events that the server gave up on, the newest first. A redrive queues them again." actions=${actions}>
     <${Missing} data=${data} />
     ${(data?.failed ?? []).map((/** @type {any} */ one) => html`<p class="problem" role="status">Without the dead letters of <b><${Text} of=${one.machine} /></b>: <${Text} of=${one.reason} /></p>`)}
@@ -109,8 +112,9 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
         },
         { key: "at", label: "Time", size: "t", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
         { key: "events", label: "Events", size: "t", show: (/** @type {any} */ row) => html`<${Name} of=${names(row)} />` },
-        { key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` },
-        { key: "reason", label: "Reason", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.reason} />` },
+        { key: "channel", label: "Channel", show: (/** @type {any} */ row) => html`<${Name} of=${place(row)} />` },
+        ...(isOne ? [] : [{ key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` }]),
+        { key: "reason", label: "Reason", size: "m", show: (/** @type {any} */ row) => html`<${Text} of=${REASONS[row.reason] ?? row.reason} />` },
         { key: "redriven", label: "Redriven", size: "xs", show: (/** @type {any} */ row) => (row.redriven ? html`<${Time} at=${row.redriven.at} />` : html`<span class="faint">no</span>`) },
         {
           key: "more",
@@ -133,8 +137,9 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       <${Facts}
         pairs=${[
           ["Time", date(shown.at)],
-          ["Reason", html`<${Text} of=${REASONS[shown.reason] ?? shown.reason} />`],
-          ["Endpoint", html`<${Text} of=${shown.endpoint} />`],
+          ["Reason", html`<${Text} of=${REASONS[shown.reason] ?? shown.reason} /> <span class="faint">(<${Text} of=${shown.reason} />)</span>`],
+          ["Endpoint", html`<${Endpoint} of=${shown.endpoint} />`, true],
+          ["Channel", html`<${Name} of=${place(shown)} />`, true],
           ["Events", `${count(shown.event_count, "event")}, ${bytes(shown.bytes)}`],
           ["Machine", html`<${Text} of=${shown.machine} />`],
           ["Redriven", shown.redriven ? html`${date(shown.redriven.at)}, <${Text} of=${shown.redriven.result} />` : "no"],
@@ -150,6 +155,12 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       ${endpoints.some((one) => one.retrying && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint does not accept events now, so they may become dead letters again.</p>`}
     <//>`}
   <//>`;
+}
+
+/** Returns the channel of the first event of a dead letter, and its user. @param {any} row */
+function place(row) {
+  const { channel = "", user = "" } = row.events[0] ?? {};
+  return user ? `${channel}, user ${user}` : channel;
 }
 
 /** Returns the events of a dead letter in one line. @param {any} row */

@@ -3,7 +3,7 @@
 import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useState } from "./vendor/htm-preact.js";
 import { away, awaySince, checkSession, go, link, liveState, lostAt, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
 import { clock, plain, withoutNumber } from "./text.js";
-import { Dialog, Loading, Problem, Screen, Text } from "./ui.js";
+import { Dialog, Loading, Name, Problem, Screen, Text } from "./ui.js";
 import { Overview } from "./overview.js";
 import { SignIn } from "./signin.js";
 
@@ -216,7 +216,7 @@ function AppChooser({ apps, total, screen, entry }) {
       </select>
     </label>`;
   }
-  return html`<p><span>App</span> <a class="name" href=${link("apps")} title=${plain(chosen)}>${chosen ? html`<${Text} of=${chosen} />` : "Choose an app"}</a></p>`;
+  return html`<p><span>App</span> <a href=${link("apps")}><${Name} of=${chosen} label="none" /> <b>${chosen ? "Change" : "Choose"}</b></a></p>`;
 }
 
 function Theme() {

@@ -35,6 +35,12 @@ export function Name({ of, href, label }) {
     : html`<span class="name" dir=${direction(text)} title=${plain(text)}><${Text} of=${text} /></span>`;
 }
 
+/** The URL of an endpoint. The server never sends its user and its query, because they may be secret. @param {{of: string}} props */
+export function Endpoint({ of }) {
+  const hidden = [of.includes("…@") && "user", of.endsWith("?…") && "query"].filter(Boolean).join(" and ");
+  return html`<${Name} of=${of.replace("…@", "").replace(/\?…$/, "")} />${hidden && html` <span class="faint">(${hidden} hidden)</span>`}`;
+}
+
 /** A node by its name for people; its tooltip has the id. @param {{of: string, label?: string}} props */
 export function Node({ of, label }) {
   const name = useNodeName(of);
@@ -311,6 +317,16 @@ export function Check({ label, value, put }) {
  */
 export function Dialog({ title, close, children, actions }) {
   const box = useRef(/** @type {HTMLDialogElement | null} */ (null));
+  const [hasMore, setMore] = useState(false);
+  const look = () => {
+    const { scrollHeight = 0, scrollTop = 0, clientHeight = 0 } = box.current ?? {};
+    setMore(scrollHeight - scrollTop - clientHeight > 8);
+  };
+  useEffect(look);
+  useEffect(() => {
+    addEventListener("resize", look);
+    return () => removeEventListener("resize", look);
+  }, []);
   useLayoutEffect(() => {
     const dialog = box.current;
     dialog?.showModal();
@@ -320,6 +336,7 @@ export function Dialog({ title, close, children, actions }) {
   return html`<dialog
     ref=${box}
     aria-labelledby="dialog-title"
+    onScroll=${look}
     onCancel=${(/** @type {Event} */ event) => {
       event.preventDefault();
       close();
@@ -327,7 +344,7 @@ export function Dialog({ title, close, children, actions }) {
   >
     <h2 id="dialog-title" tabindex="-1">${title}</h2>
     ${children}
-    <div class="actions">${actions ?? html`<button type="button" onClick=${close}>Close</button>`}</div>
+    <div class=${hasMore ? "actions more" : "actions"}>${actions ?? html`<button type="button" onClick=${close}>Close</button>`}</div>
   </dialog>`;
 }
 
