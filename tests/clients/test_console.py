@@ -310,6 +310,7 @@ def _slowness() -> float:
 
 MARK = "window.isSameLoad = true"
 IS_SAME_LOAD = "window.isSameLoad === true"
+CAN_PUBLISH = "!document.querySelector('form .primary').disabled"
 IS_LIVE = "Boolean(document.querySelector('.dot.open'))"
 
 
@@ -322,8 +323,20 @@ def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
         page.until_text("The broker is away since")
         page.go("cluster")
         assert page.faults()[0] == {}
+        page.go("events", app="app-test")
+        until(page.tab, f"{CAN_PUBLISH} === false")
+        page.until_text("Nothing can be published while the broker is away.")
+        page.begin("hooks", app="app-test")
+        # The worker that has the queue knows that it retries.
+        until(page.tab, "['unknown', 'retrying'].includes(document.querySelector('td.w-s .badge')?.textContent)")
+        page.begin("channel", app="app-test", name="news", view="history")
+        page.until_text("Not known while the broker is away")
     finally:
         page.broker.start()
+    # The broker is an empty one now: the list is back, without its messages.
+    page.until_text("The history is empty")
+    page.go("events", app="app-test")
+    until(page.tab, CAN_PUBLISH)
     page.go("overview")
     until(page.tab, f"!document.body.innerText.includes('The broker is away since') && {ALL_WORK}", 30)
     assert page.tab.evaluate(IS_SAME_LOAD), "the page recovers without a reload"

@@ -180,6 +180,8 @@ def test_broker_that_is_away_leaves_the_channels_of_one_worker() -> None:
             rest = place.get(f"{CHANNELS}?limit=9&after={quote(page['next'])}")
             names = {one["name"] for one in page["channels"] + rest["channels"]}
             assert names == {"presence-c", *(f"c{number}" for number in range(5))}
+            (listed,) = place.get(f"{CHANNELS}?prefix=presence-")["channels"]
+            assert (listed["subscriptions"], listed["users"]) == (1, None), "as on the channel's own page"
             found = place.get(f"{CHANNELS}/c1")
             assert (found["subscriptions"], len(found["by_worker"]), bool(found["away"])) == (1, 1, True)
             present = place.get(f"{CHANNELS}/presence-c")

@@ -86,7 +86,7 @@ class ChannelList:
         if prefix.startswith(beginning) or beginning.startswith(prefix):
             page, away = await self._page(id, max(prefix, beginning, key=len), kind, after, limit)
         return {
-            "channels": [_shown(one) for one in page.channels],
+            "channels": [_shown(one, bool(away)) for one in page.channels],
             "next": page.next or None,
             "complete": not page.next or len(page.channels) >= limit or page.examined < MAX_EXAMINED,
             "examined": page.examined,
@@ -160,13 +160,13 @@ def _kind(name: str) -> str:
     return " ".join(word for word, has in ((kind.type, True), ("encrypted", kind.encrypted), ("cache", kind.cache)) if has)
 
 
-def _shown(one: Occupancy) -> dict[str, object]:
-    presence = kind_of(one.channel).presence
+def _shown(one: Occupancy, is_part: bool) -> dict[str, object]:
+    """Returns a channel. is_part: whether one worker alone answers, which does not know the members of other workers."""
     return {
         "name": one.channel,
         "kind": _kind(one.channel),
         "subscriptions": one.subscriptions,
-        "users": one.users if presence else None,
+        "users": one.users if kind_of(one.channel).presence and not is_part else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""The endpoint `api/version`: the version of the server."""
+"""The endpoint `api/version`: the version of the server, and whether the broker is away. Pages call it every few seconds."""
 
 import push1st
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
@@ -12,4 +12,9 @@ class Version:
         self.endpoints = (ConsoleEndpoint("GET", "version", self._version),)
 
     def _version(self, _call: ConsoleCall) -> object:
-        return {"version": push1st.__version__, "worker": self._context.number, "demo": self._context.config().demo}
+        return {
+            "version": push1st.__version__,
+            "worker": self._context.number,
+            "demo": self._context.config().demo,
+            "away": self._context.wire.peers().away,
+        }

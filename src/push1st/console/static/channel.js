@@ -36,7 +36,7 @@ export function Channel({ params }) {
           pairs=${[
             ["Kind", html`<${Kind} of=${data.kind ?? "–"} />`],
             [data.away ? `Subscriptions on ${data.from}` : "Subscriptions", live(short(data.subscriptions ?? 0))],
-            isPresence && ["Members", typeof data.users === "number" ? live(short(data.users)) : "not known"],
+            isPresence && ["Members", typeof data.users === "number" ? live(short(data.users)) : "unknown"],
           ]}
         />
       </div>
@@ -62,7 +62,7 @@ function Workers({ rows }) {
     caption="Subscriptions by worker"
     rows=${rows}
     id=${(/** @type {any} */ row) => row.worker}
-    empty=${html`<${Empty} title="No worker has a subscriber of this channel">Subscribe a client to see it here.<//>`}
+    empty=${html`<${Empty} title="No worker has a subscriber of this channel" alone="This worker has no subscriber of this channel">Subscribe a client to see it here.<//>`}
     columns=${[
       { key: "worker", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.worker} />` },
       { key: "subscriptions", label: "Subscriptions", size: "m", number: true, show: (/** @type {any} */ row) => short(row.subscriptions) },

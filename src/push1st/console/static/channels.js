@@ -45,15 +45,15 @@ export function Channels({ params }) {
       empty=${data?.complete === false
         ? html`<${Empty} title="Nothing found yet">None of the channels examined so far match. Select “Search on” to examine more.<//>`
         : isFiltered
-          ? html`<${Empty} title="No channel matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
-          : html`<${Empty} title="No channel has a subscriber">
+          ? html`<${Empty} title="No channel matches" alone="No channel of this worker matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
+          : html`<${Empty} title="No channel has a subscriber" alone="No channel has a subscriber on this worker">
               Subscribe a client, then its channel appears here.
             <//>`}
       columns=${[
         { key: "name", label: "Channel", show: (/** @type {any} */ row) => html`<${Name} of=${row.name} href=${link("channel", { app, name: row.name })} />` },
         { key: "kind", label: "Kind", size: "xl", show: (/** @type {any} */ row) => html`<${Kind} of=${row.kind} />` },
         { key: "subscriptions", label: "Subscriptions", size: "m", number: true, show: (/** @type {any} */ row) => short(row.subscriptions) },
-        { key: "users", label: "Members", size: "s", number: true, show: (/** @type {any} */ row) => (row.users === null || row.users === undefined ? html`<span class="faint">–</span>` : short(row.users)) },
+        { key: "users", label: "Members", size: "s", number: true, show: (/** @type {any} */ row) => (typeof row.users === "number" ? short(row.users) : html`<span class="faint">${row.kind.startsWith("presence") ? "unknown" : "–"}</span>`) },
       ]}
     />
     <${Pager}

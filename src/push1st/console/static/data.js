@@ -221,7 +221,8 @@ export function useNodeName(id) {
 /** @typedef {{data: any, error: CallError | null, busy: boolean, reload: () => void}} Loaded */
 
 /**
- * Loads an answer, and loads it again when its path changes, and every `every` seconds while the page is visible.
+ * Loads an answer, and loads it again when its path changes, when the broker is back, and every `every` seconds while the page
+ * is visible.
  * A search that examined as much as it may is not repeated.
  * The former answer stays until the next one has arrived.
  * @param {string | null} path null loads nothing
@@ -251,6 +252,7 @@ export function useCall(path, every = 0) {
     }, every * 1000);
     return () => clearInterval(timer);
   }, [every]);
+  useEffect(() => away.listen(() => away.value || again((n) => n + 1)), []);
   const isOther = path !== state.path && resource(path) !== resource(state.path);
   return {
     data: isOther ? null : state.data,

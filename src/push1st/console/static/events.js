@@ -38,7 +38,7 @@ export function Events({ params }) {
   /** @param {Event} event */
   const submit = async (event) => {
     event.preventDefault();
-    if (busy) return;
+    if (busy || isAway) return;
     work(true);
     fail(null);
     const form = draft;
@@ -73,11 +73,10 @@ export function Events({ params }) {
         ></textarea>
       </label>
       <div class="submit">
-        ${isAway && html`<p class="warning">The broker is away: the server rejects publishes.</p>`}
-        <p id="json-state" class=${problem ? "warning" : "note"} role="status">
-          ${problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(new Blob([form.data]).size)}`}
+        <p id="json-state" class=${problem || isAway ? "warning" : "note"} role="status">
+          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(new Blob([form.data]).size)}`}
         </p>
-        <button type="submit" class="primary" disabled=${busy}>${busy ? "Publishing …" : "Publish"}</button>
+        <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
       ${error && html`<${Problem} error=${error} />`}
     </form>

@@ -19,9 +19,13 @@ export function Hooks({ params }) {
   const { app, endpoint = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps", app, "hooks"]), 5);
   const endpoints = data?.hooks;
+  // One worker has the queue of an endpoint, so the zero of another worker says nothing.
+  const isPart = data?.away || data?.missing.length > 0;
+  /** @param {number | null | undefined} value */
+  const figure = (value) => (value || !isPart ? short(value ?? 0) : "–");
   return html`<${Screen} title="Hooks" lead="The endpoints that the server notifies of events, and the hook events that it could not deliver.">
     <${Missing} data=${data} />
-    <${Section} title="Endpoints">
+    <${Section} title="Endpoints" lead=${data?.away && `Only the worker ${data.from} has answered. The other workers may have queued events, too.`}>
       <${Table}
         caption="Endpoints"
         rows=${endpoints}
@@ -33,12 +37,12 @@ export function Hooks({ params }) {
         empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hook</code> to the app in the configuration, and reload the server.<//>`}
         columns=${[
           { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />${row.removed && html` <span class="faint">not in the configuration any more; the server delivers what waits</span>`}` },
-          { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => state(row, data.away) },
-          { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.sent ?? 0) },
-          { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.queued ?? 0) },
+          { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => state(row, isPart) },
+          { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => figure(row.sent) },
+          { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => figure(row.queued) },
           { key: "oldest", label: "Oldest", size: "s", number: true, show: (/** @type {any} */ row) => (row.oldest_seconds ? duration(row.oldest_seconds) : "–") },
           { key: "next", label: "Next try in", size: "s", number: true, show: (/** @type {any} */ row) => (typeof row.next_try_in === "number" ? duration(row.next_try_in) : row.retrying ? "now" : "–") },
-          { key: "last", label: "Last error", size: "l", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label="none" />${row.last_error && html` <span class="faint">at <${Time} at=${row.last_error_at} day /></span>`}` },
+          { key: "last", label: "Last error", size: "l", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.last_error} label=${isPart ? "unknown" : "none"} />${row.last_error && html` <span class="faint">at <${Time} at=${row.last_error_at} day /></span>`}` },
         ]}
       />
     <//>
@@ -46,12 +50,11 @@ export function Hooks({ params }) {
   <//>`;
 }
 
-/** @param {any} row @param {string} away */
-function state(row, away) {
+/** @param {any} row @param {boolean} isPart whether some workers have not answered */
+function state(row, isPart) {
   if (row.removed) return html`<${Badge} kind="warn">removed<//>`;
-  if (away && !row.queued) return html`<${Badge} kind="plain">not known<//>`; // another worker may have the queue
   if (row.retrying) return html`<${Badge} kind="bad">retrying<//>`;
-  return row.queued ? html`<${Badge} kind="warn">sending<//>` : html`<${Badge} kind="ok">idle<//>`;
+  return row.queued ? html`<${Badge} kind="warn">sending<//>` : isPart ? html`<${Badge} kind="plain">unknown<//>` : html`<${Badge} kind="ok">idle<//>`;
 }
 
 /** @param {{app: string, endpoint: string, after: string, endpoints: any[]}} props */
@@ -101,7 +104,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
         ? html`<${Empty} title="The server keeps no dead letters">Set <code>hooks.folder</code> in the configuration to keep the hook events that cannot be delivered.<//>`
         : data?.complete === false
           ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Search on” to examine more.<//>`
-          : html`<${Empty} title="There are no dead letters">${endpoints.length ? "The server has delivered each hook event, or still tries to." : "The app has no hooks."}<//>`}
+          : html`<${Empty} title="There are no dead letters" alone="This machine has no dead letters">${endpoints.length ? "The server has delivered each hook event, or still tries to." : "The app has no hooks."}<//>`}
       columns=${[
         {
           key: "pick",

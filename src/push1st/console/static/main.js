@@ -113,7 +113,7 @@ function Shell() {
       </footer>
     </div>
     <main id="main" tabindex="-1">
-      <${Alerts} />
+      <${Alerts} screen=${screen} />
       ${isMissing
         ? error
           ? html`<${Screen} title=${entry.label}><${Problem} error=${error} again=${reload} /><//>`
@@ -244,7 +244,7 @@ function Theme() {
 }
 
 function Version() {
-  const { data } = useCall("version");
+  const { data } = useCall("version", 5); // so that each screen shows within seconds whether the broker is away
   const state = useStore(liveState);
   const lost = useStore(lostAt);
   const isAway = useStore(away);
@@ -252,8 +252,8 @@ function Version() {
   return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${lost || isAway ? "waiting" : state}`}>${text}</span></p>`;
 }
 
-/** The bar at the top: what concerns every screen. */
-function Alerts() {
+/** The bar at the top: what concerns every screen. @param {{screen: string}} props */
+function Alerts({ screen }) {
   const reason = useStore(away);
   const state = useStore(liveState);
   const [late, setLate] = useState(false);
@@ -266,8 +266,8 @@ function Alerts() {
   return html`<div class="alerts" role="status">
     ${reason &&
     html`<p class="bad">
-      <strong>The broker is away since ${clock(awaySince())}.</strong> Each page shows one worker only; publishes are rejected.
-      Reason: <${Text} of=${withoutNumber(reason)} />. <a href=${link("cluster")}>Cluster</a>
+      <strong>The broker is away since ${clock(awaySince())}.</strong> Each screen shows one worker only, and the server rejects publishes.
+      Reason: <${Text} of=${withoutNumber(reason)} />. ${screen !== "cluster" && html`<a href=${link("cluster")}>Cluster</a>`}
     </p>`}
     ${lost && html`<p class="warn">${lost}</p>`}
   </div>`;

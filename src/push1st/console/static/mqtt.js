@@ -49,10 +49,8 @@ function Sessions({ params }) {
       empty=${data?.complete === false
         ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Search on” to examine more.<//>`
         : client || state
-          ? html`<${Empty} title="No session matches">Change the filter, or clear it.<//>`
-          : data?.away
-          ? html`<${Empty} title="This worker has no MQTT session">The sessions of other workers and of absent clients are not known while the broker is away.<//>`
-          : html`<${Empty} title="There are no MQTT sessions">Connect an MQTT client with the key of this app. The server needs <code>server.mqtt.listen</code>, and <code>mqtt</code> in <code>server.proto</code>.<//>`}
+          ? html`<${Empty} title="No session matches" alone="No session of this worker matches">Change the filter, or clear it.<//>`
+          : html`<${Empty} title="There are no MQTT sessions" alone="No MQTT client is connected to this worker">Connect an MQTT client with the key of this app. The server needs <code>server.mqtt.listen</code>, and <code>mqtt</code> in <code>server.proto</code>.<//>`}
       columns=${[
         {
           key: "client",

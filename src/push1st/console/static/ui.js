@@ -141,6 +141,9 @@ export function Problem({ error, again }) {
   const status = "status" in error ? error.status : 0;
   const isFinal = status >= 400 && status < 500 && status !== 429;
   const isUnknown = error.message.startsWith("there is no app");
+  if (again && error.message.startsWith("the broker is away")) {
+    return html`<${Empty} title="Not known while the broker is away">The broker keeps this list. The list appears here as soon as the broker is back.<//>`;
+  }
   return html`<div class="problem" role="alert">
     <p><${Text} of=${error.message} /></p>
     ${isUnknown && html`<a class="button" href=${link("apps")}>Choose an app</a>`}
@@ -149,9 +152,16 @@ export function Problem({ error, again }) {
   </div>`;
 }
 
-/** @param {{title: string, children?: Child}} props */
-export function Empty({ title, children }) {
-  return html`<div class="empty"><p class="strong">${title}</p><p>${children}</p></div>`;
+/**
+ * What stands in place of an empty list. alone: the title while the broker is away, if the list then has the entries of one worker.
+ * @param {{title: string, alone?: string, children?: Child}} props
+ */
+export function Empty({ title, alone, children }) {
+  const isAlone = useStore(away) && alone;
+  return html`<div class="empty">
+    <p class="strong">${isAlone ? alone : title}</p>
+    <p>${isAlone ? "This worker cannot know the rest while the broker is away." : children}</p>
+  </div>`;
 }
 
 /** Rows in place of those that are about to arrive. @param {{rows?: number}} props */
