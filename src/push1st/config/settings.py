@@ -87,10 +87,9 @@ def app_settings(config: Config) -> dict[str, list[Setting]]:
 
 
 def settings_of_app(config: Config, app: AppConfig) -> list[Setting]:
-    """Returns all keys of an app. The origin is "" if `load` has not stored the places of the app."""
+    """Returns all keys of an app. `load` stores the origins for `MAX_APPS` apps only; all keys of others have `DEFAULT`."""
     origins, above = dict(config.places), f"apps/{app.id}/"
-    default = DEFAULT if any(key.startswith(above) for key in origins) else ""
-    return [Setting(key, value, origins.get(above + key, default)) for key, value in _settings(APP, app, "")]
+    return [Setting(key, value, origins.get(above + key, DEFAULT)) for key, value in _settings(APP, app, "")]
 
 
 def app_sources(config: Config) -> dict[str, str]:

@@ -4,13 +4,13 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import AppConfig, Authorize, Webhook
-from push1st.config.settings import app_sources, settings_of_app
+from push1st.config.model import AppConfig
+from push1st.config.settings import app_sources
+from push1st.console.appsettings import app_settings_in_words
 from push1st.console.cursors import cursor_of, places_of
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.figures import app_figures
 from push1st.errors import Refused
-from push1st.hooks import shown
 from push1st.status import AppFigures, sum_of
 
 KIND = "apps"
@@ -66,17 +66,11 @@ class AppList:
             raise Refused(404, f"there is no app {id[:64]!r}")
         replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([id]))
         figures = [one for _, one in replies.decoded(_figures.decode)]
-        urls = {
-            "hook.endpoint": [shown(url) for url in app.hook.endpoint] if app.hook else None,
-            "webhooks": [_endpoint(one) for one in app.webhooks],
-            "authorize": [_endpoint(one) for one in app.authorize],
-        }
+        summary = _summary(app, app_sources(config).get(id), figures)
         return {
-            **_summary(app, app_sources(config).get(id), figures),
+            **summary,
             **await self._channels(id),
-            "settings": [
-                msgspec.structs.replace(one, value=urls.get(one.key, one.value)) for one in settings_of_app(config, app)
-            ],
+            "settings": list(app_settings_in_words(config, app, summary["connections"])),
             "missing": replies.missing,
             "away": replies.away,
         }
@@ -94,12 +88,6 @@ class AppList:
 def _is_public_name(name: str) -> bool:
     """Returns whether the list of channels shows a name: the channels of signed-in users begin with `#`."""
     return not name.startswith("#")
-
-
-def _endpoint(one: Webhook | Authorize) -> dict[str, Any]:
-    """Returns the settings of an endpoint without its secrets, in the words of the configuration."""
-    fields: dict[str, Any] = msgspec.to_builtins(one, order="deterministic")
-    return {**fields, "url": shown(one.url), "headers": [name for name, _ in one.headers]}
 
 
 def _place(cursor: str) -> int:
@@ -120,7 +108,5 @@ def _summary(app: AppConfig, source: str | None, workers: list[dict[str, AppFigu
         "key": app.key,
         "secrets": [len(secret.encode()) for secret in app.secrets],
         **{field: sum_of([getattr(one, field) for one in own]) for field in AppFigures.__struct_fields__},
-        "limits": app.limits,
-        "origins": app.origins,
         "source": source,
     }

@@ -2,7 +2,7 @@
 /** The list of apps. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { go, link, path, useCall } from "./data.js";
-import { bytes, plain, short, whole } from "./text.js";
+import { plain, short, whole } from "./text.js";
 import { Badge, Dialog, Empty, Endpoint, Facts, Filter, Loading, Missing, Name, Pager, Problem, Screen, Table, Text } from "./ui.js";
 
 const LIMIT = 50;
@@ -58,40 +58,10 @@ const columns = (show) => [
   },
 ];
 
-/** The words for the limits, and their unit. Of these, 0 stands for no limit: `free`. @type {Record<string, [string, string, string?]>} */
-const LIMITS = {
-  connections: ["Connections at the same time", "", "free"],
-  subscriptions: ["Subscriptions of a connection", "", "free"],
-  members: ["Users on a presence channel", "", "free"],
-  payload: ["Data of an event", ""],
-  "channel-name": ["Length of a channel name", " characters for Pusher clients and signed API calls; 255 bytes for other clients, unsigned calls and this console"],
-  "event-name": ["Length of an event name", " characters"],
-  "channels-per-event": ["Channels to which one API call publishes", ""],
-  batch: ["Events in one API call (batch)", ""],
-  "client-events": ["Client events of a connection", " a second", "free"],
-  publishes: ["Events that API calls publish", " a second", "free"],
-  reads: ["API calls that only read", " a second", "free"],
-};
-/** @type {Record<string, string>} */
-const SETTINGS = {
-  channels: "Kinds of channels that clients may use",
-  origins: "Web pages that may connect",
-  webhooks: "Webhooks",
-  authorize: "Backends that decide about clients",
-  history: "Channels that keep a history",
-  "options.client-messages": "Clients may publish",
-  "options.subscription-count": "Subscribers get the number of subscribers",
-  "options.authorized-only": "Clients must sign in",
-};
-const WITHOUT = ["enable", "name", "key", "secret", "options.statistic"];
-
 /** @param {{app: any, close: () => void}} props */
 function Detail({ app: listed, close }) {
   const { data, error, reload } = useCall(path(["apps", listed.id]));
   const app = data ?? listed;
-  const keys = (data?.settings ?? []).filter((/** @type {any} */ one) => !WITHOUT.includes(one.key));
-  /** @param {boolean} are */
-  const limits = (are) => keys.filter((/** @type {any} */ one) => one.key.startsWith("limits.") === are);
   return html`<${Dialog}
     title="App"
     close=${close}
@@ -113,45 +83,23 @@ function Detail({ app: listed, close }) {
     />
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     ${!data && !error && html`<${Loading} />`}
-    ${data && html`<h3>Limits</h3><${Settings} of=${limits(true)} app=${app} /><h3>Settings</h3><${Settings} of=${limits(false)} app=${app} />`}
+    ${data && ["Limits", "Settings"].map((title) => html`<h3>${title}</h3><${Settings} of=${data.settings.filter((/** @type {any} */ one) => one.key.startsWith("limits.") === (title === "Limits"))} />`)}
   <//>`;
 }
 
-/** Keys of an app with their words and values. @param {{of: any[], app: any}} props */
-function Settings({ of, app }) {
+/** Settings of an app, with their keys and places in the configuration. @param {{of: any[]}} props */
+function Settings({ of }) {
   return html`<dl class="settings">
-    ${of.map(({ key, value, origin }) => {
-      const name = key.replace("limits.", "");
-      const limit = key === name ? null : LIMITS[name];
-      const label = limit?.[0] ?? SETTINGS[key];
-      return html`<div key=${key}>
-        <dt>${label}${label && html`<br />`}<code class="faint">${key}</code></dt>
-        <dd>${limit ? shownLimit(name, value, app) : shown(key, value)}${origin && origin !== "default" && html`<br /><span class="faint">set in <code><${Text} of=${origin} /></code></span>`}</dd>
-      </div>`;
-    })}
+    ${of.map(
+      ({ key, label, lines, origin }) => html`<div key=${key}>
+        <dt>${label}<br /><code class="faint">${key}</code></dt>
+        <dd>
+          ${lines.map((/** @type {any} */ line) => html`<p>${line.endpoint && html`<${Endpoint} of=${line.endpoint} /> `}<${Text} of=${line.text} /></p>`)}
+          ${origin && html`<span class="faint">set in <code><${Text} of=${origin} /></code></span>`}
+        </dd>
+      </div>`,
+    )}
   </dl>`;
-}
-
-/** @param {string} name @param {number} value @param {any} app */
-function shownLimit(name, value, app) {
-  const [, unit, isFree] = LIMITS[name] ?? ["", ""];
-  const text = isFree && !value ? "no limit" : name === "payload" ? bytes(value) : whole(value) + unit;
-  return name === "connections" ? html`${figure(app.connections)} ${value ? "of" : "now,"} ${text}` : text;
-}
-
-/** @param {string} key @param {any} value @returns {import("./ui.js").Child} */
-function shown(key, value) {
-  if (typeof value === "boolean") return value ? "yes" : "no";
-  if (value === null || value === "" || value.length === 0) return key === "origins" ? "all" : "none";
-  if (!Array.isArray(value)) return html`<${Text} of=${value} />`;
-  if (typeof value[0] !== "object") return html`<${Text} of=${value.join(", ")} />`;
-  return value.map((one) => html`<p>${one.url && html`<${Endpoint} of=${one.url} /><br />`}<${Text} of=${parts(one)} /></p>`);
-}
-
-/** Returns the settings of an endpoint, or of a part of the history, in one line. @param {Record<string, any>} one */
-function parts(one) {
-  const found = Object.entries(one).filter(([name, value]) => name !== "url" && value !== null && value.length !== 0);
-  return found.map(([name, value]) => `${name.replaceAll("_", "-")}: ${Array.isArray(value) ? value.join(", ") : value}`).join(" · ");
 }
 
 /** @param {unknown} value */
