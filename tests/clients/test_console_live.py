@@ -154,5 +154,5 @@ def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Oper
 
 def test_cluster_of_one_worker_has_no_broker(site: tuple[ServerProcess, Operator]) -> None:
     found = site[1].get("/api/cluster").json
-    assert [node["state"] for node in found["nodes"]] == ["here"]
+    assert [(node["state"], node["here"]) for node in found["nodes"]] == [("ready", True)]
     assert found["broker"] is None

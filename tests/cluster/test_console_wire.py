@@ -19,6 +19,8 @@ async def test_request_reaches_all_nodes_with_a_console() -> None:
         near, far = ConsoleWire(one.node, one.name, 0), ConsoleWire(two.node, two.name, 1)
         for wire, name in ((near, b"near"), (far, b"far")):
             wire.serve("who", lambda data, name=name: name + data)  # type: ignore[misc]
+        await until(lambda: two.name in near.peers().nodes)
+        assert await near.request("who", b"?") == Replies([(one.name, b"near?")], [two.name], ""), "it cannot get replies yet"
         await near.open()
         async with asyncio.timeout(10):  # less than the time for which the request would wait for a reply
             replies = await near.request("who", b"?", seconds=60)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push1st.console.endpoints import BrokerReports, ConsoleCall, ConsoleContext, ConsoleEndpoint
+from push1st.console.wire import NodeAbout, Replies
 from push1st.status import BrokerDetails, BrokerSummary
 
 KIND = "cluster"
@@ -19,12 +20,14 @@ BROKER_SECONDS = 1.0
 """the seconds for which a request waits for the broker's servers"""
 
 
-class NodeFacts(msgspec.Struct, array_like=True):
-    """A worker: the name of its machine, its number and its process."""
+class NodeFacts(NodeAbout, frozen=True, array_like=True):
+    """A worker. Its machine and number are in its greeting too, which this worker may have missed.
 
-    machine: str
-    worker: int
+    pid: the id of the process. state: `ready` or `draining`.
+    """
+
     pid: int
+    state: str
 
 
 class ServerSummary(msgspec.Struct, frozen=True):
@@ -51,7 +54,8 @@ class Cluster:
         self.endpoints = (ConsoleEndpoint("GET", "cluster", self._show),)
 
     def _own(self, _data: bytes) -> bytes:
-        return msgspec.msgpack.encode(NodeFacts(socket.gethostname(), self._context.number, os.getpid()))
+        state = "draining" if self._context.node.draining else "ready"
+        return msgspec.msgpack.encode(NodeFacts(socket.gethostname(), self._context.number, os.getpid(), state))
 
     async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
         context = self._context
@@ -60,25 +64,25 @@ class Cluster:
         nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
         leases = await self._leases(nodes)
         return {
-            "nodes": [
-                self._node(name, facts.get(name), leases.get(name), name in replies.missing or bool(replies.away))
-                for name in nodes
-            ],
+            "nodes": [self._node(name, facts.get(name), leases.get(name), replies) for name in nodes],
             "broker": await self._broker(),
             "missing": replies.missing,
             "away": replies.away,
         }
 
-    def _node(self, name: str, facts: NodeFacts | None, lease: float | None, is_missing: bool) -> dict[str, Any]:
-        """Returns a node. state: `here`, `answered`, `missing` (no answer in time, or no broker), or `no-console`."""
-        here, about = name == self._context.name, facts or self._context.wire.about.get(name)
+    def _node(self, name: str, facts: NodeFacts | None, lease: float | None, replies: Replies) -> dict[str, Any]:
+        """Returns a node. here: whether it is this worker. state: `ready`, `draining`, `no answer`, `no console`, or `unknown`
+        while the broker is away."""
+        about = facts or self._context.wire.about.get(name)
+        silent = "unknown" if replies.away else "no answer" if about or name in replies.missing else "no console"
         return {
             "id": name,
             "machine": about and about.machine,
             "worker": about and about.worker,
             "pid": facts and facts.pid,
             "lease": lease,
-            "state": "here" if here else "answered" if facts else "missing" if is_missing or about else "no-console",
+            "here": name == self._context.name,
+            "state": facts.state if facts else silent,
         }
 
     async def _leases(self, nodes: Sequence[str]) -> dict[str, float]:

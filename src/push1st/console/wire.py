@@ -247,12 +247,11 @@ class ConsoleWire:
             return Replies([(self._name, await self._own(kind, data))], [], "")
         peers = self.peers()
         nodes = [one for one in self.consoles() if node in ("", one)]
-        away = peers.away or (
-            "" if self.is_open or not self._node.controller.shared else "not connected with the other workers yet"
-        )
-        if away or not nodes:
+        is_joining = self._node.controller.shared and not self.is_open  # replies cannot arrive yet
+        if peers.away or is_joining or not nodes:
             found = [] if node else [(self._name, await self._own(kind, data))]
-            return Replies(found, [node] if node else [], away)
+            missing = [node] if node else sorted(peers.nodes) if is_joining and not peers.away else []
+            return Replies(found, missing, peers.away)
         asked = WireRequest(next(self._numbers), self._name, kind, data)
         collecting = asyncio.ensure_future(self._collect(asked, _topic(node) if node else TOPIC, nodes, seconds))
         try:

@@ -1,9 +1,9 @@
 // @ts-check
 /** The nodes of the cluster and the broker that connects them. */
 import { html, useEffect } from "./vendor/htm-preact.js";
-import { awaySince, learnNames, useCall } from "./data.js";
-import { bytes, clock, duration, short, whole, withoutNumber } from "./text.js";
-import { Badge, Empty, Facts, live, Loading, Missing, Name, Node, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { learnNames, useCall } from "./data.js";
+import { bytes, count, duration, short, whole } from "./text.js";
+import { Badge, Empty, Facts, live, Loading, Missing, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
 export function Cluster() {
   const { data, error, reload } = useCall("cluster", 5);
@@ -14,48 +14,45 @@ export function Cluster() {
     <${Missing} data=${data} />
     ${!data && !error && html`<${Loading} rows=${5} />`}
     ${data &&
-    html`<${Section} title="Broker">
+    html`<${Section} title="Broker" lead=${broker && `As the worker ${data.from} sees it. Totals begin with the start of this worker.`}>
       ${broker ? html`<${Broker} broker=${broker} away=${data.away} />` : html`<${Empty} title="There is no broker">One worker needs none. Several workers of one machine use an embedded Valkey; several machines use your own Redis or Valkey.<//>`}
     <//>
-    <${Section} title="Nodes">
+    <${Section} title="Nodes" lead="Each worker renews its lease in the broker. If a lease expires, the other workers remove this node.">
       <${Table}
         caption="Nodes"
         rows=${data.nodes}
         id=${(/** @type {any} */ row) => row.id}
         columns=${[
-          { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />` },
-          { key: "state", label: "State", size: "l", show: state },
-          { key: "id", label: "Node", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
+          { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />${row.here && html` <span class="note">serves this page</span>`}` },
+          { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${State} of=${row.state} />` },
+          { key: "id", label: "Node id", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
           { key: "pid", label: "Process", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.pid) ? String(row.pid) : "–") },
-          { key: "lease", label: "Lease left", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.lease) ? duration(row.lease) : "–") },
+          { key: "lease", label: "Lease expires in", size: "m", number: true, show: (/** @type {any} */ row) => (given(row.lease) ? duration(row.lease) : "–") },
         ]}
       />
     <//>`}
   <//>`;
 }
 
-/** @param {any} row */
-function state(row) {
-  if (row.state === "here") return html`<${Badge} kind="ok">answers<//> <span class="note">this page</span>`;
-  if (row.state === "answered") return html`<${Badge} kind="ok">answers<//>`;
-  return row.state === "missing" ? html`<${Badge} kind="bad">has not answered<//>` : html`<${Badge} kind="plain">no console on this node<//>`;
-}
-
 /** @type {Record<string, string>} */
-const KINDS = { embedded: "embedded Valkey", shared: "shared" };
+const KINDS = { embedded: "embedded Valkey", shared: "your own Redis or Valkey" };
+/** @type {Record<string, string>} */
+const WAYS = { server: "one server", sentinel: "through Sentinel", cluster: "a cluster of servers" };
 
 /** @param {{broker: any, away: string}} props */
 function Broker({ broker, away }) {
+  // The text is like `server host:6379, without a password, database 0, prefix push1st`.
+  const [where, ...rest] = (broker.url ?? "").split(", ");
+  const [way] = where.split(" ", 1);
   return html`<div class="panel">
     <${Facts}
       pairs=${[
         ["State", away || broker.connected === false ? html`<${Badge} kind="bad">away<//>` : html`<${Badge} kind="ok">connected<//>`],
         broker.kind && ["Kind", KINDS[broker.kind] ?? broker.kind],
-        broker.url && ["Address", html`<${Name} of=${broker.url} />`, true],
-        away && ["Reason", html`<${Text} of=${withoutNumber(away)} />`],
-        away && ["Away since", clock(awaySince())],
-        ["Away in total", duration(broker.away_seconds ?? 0)],
-        ["Messages not confirmed", short(broker.unconfirmed ?? 0)],
+        ["Without the broker", `${duration(broker.away_seconds ?? 0)} in total`],
+        ["Not confirmed by the broker", `${count(broker.unconfirmed ?? 0, "message")} in total`],
+        broker.url && ["Address", html`<${Name} of=${where.slice(way.length + 1)} />`, true],
+        broker.url && ["Connection", html`<${Text} of=${[WAYS[way] ?? way, ...rest].join(", ").replace(/prefix (?=[^ ]*$)/, "keys begin with ")} />`, true],
       ]}
     />
     ${(broker.servers ?? []).map(

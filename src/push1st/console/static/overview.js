@@ -3,7 +3,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { away, call, learnNames, link, liveState, useLive } from "./data.js";
 import { bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
-import { Badge, Empty, Loading, Name, Node, Problem, Screen, Section, Table, Text } from "./ui.js";
+import { Empty, Loading, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
 const SECONDS = 600;
 const EVERY = 2;
@@ -261,7 +261,6 @@ function statements(data) {
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
-    else if (node.ready === false) say("bad", `ready ${node.id}`, html`The worker ${name} is not ready.`);
     const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
     if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`The event loop of ${name} was late by up to ${duration(lag)} in the last minute, and its clients waited so long.`);
     if (node.fds && node.fds_most && node.fds >= node.fds_most * FILES_PART) {
@@ -347,7 +346,7 @@ const WORKERS = [
     label: "State",
     size: "s",
     show: (node) =>
-      node.silent ? html`<${Badge} kind=${node.silent === "unknown" ? "plain" : "bad"}>${node.silent}<//>` : node.draining ? html`<${Badge} kind="warn">draining<//>` : node.ready === false ? html`<${Badge} kind="bad">not ready<//>` : html`<${Badge} kind="ok">ready<//>`,
+      html`<${State} of=${node.silent ?? (node.draining ? "draining" : "ready")} />`,
   },
   { key: "connections", label: "Connections", size: "s", number: true, show: (node) => (node.silent ? "–" : short(open(node))) },
   { key: "rate", label: "Out /s", size: "xs", number: true, show: (node) => (measured(node, "rate", rate)) },

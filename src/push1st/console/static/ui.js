@@ -65,6 +65,14 @@ export function Badge({ kind, children }) {
   return html`<span class=${`badge ${kind}`}>${children}</span>`;
 }
 
+/** @type {Record<string, "ok" | "warn" | "bad">} */
+const STATES = { ready: "ok", draining: "warn", "no answer": "bad" };
+
+/** The state of a worker. @param {{of: string}} props */
+export function State({ of }) {
+  return html`<${Badge} kind=${STATES[of] ?? "plain"}>${of}<//>`;
+}
+
 /** The kind of a channel. @param {{of: string}} props */
 export function Kind({ of }) {
   return html`<span class="kind">${of}</span>`;
