@@ -33,7 +33,7 @@ def test_each_of_the_five_numbers_is_in_the_measurements() -> None:
 
 
 def test_the_comparison_has_sources_and_missing_features_are_listed() -> None:
-    others = section("Others")
+    others = section("Comparison with other servers")
     assert len(re.findall(r"\]\(https://", others)) >= 4
-    assert section("What is not here").count("\n- ") >= 3
+    assert section("Missing features").count("\n- ") >= 3
     assert "SECURITY.md" in section("Where to ask")

@@ -96,7 +96,7 @@ def _listeners(config: Config) -> Iterator[tuple[Level, str]]:
                 pass
             except ConfigError as exc:
                 number = getattr(exc.__cause__, "errno", None)
-                # An address that this machine does not have may belong to another machine, or come later.
+                # An address that this machine does not have may belong to another machine, or be added to this one later.
                 is_note = number in (errno.EACCES, errno.EPERM, errno.EADDRNOTAVAIL)
                 yield "note" if is_note else "error", f"{where}: {exc}"
 

@@ -44,7 +44,8 @@ class HistoryBounds(msgspec.Struct, frozen=True, kw_only=True):
 
     bytes: the maximum number of bytes of all kept messages. A message counts as the bytes of its data and 450 more bytes. Above
     this number, the broker drops the history of the channel whose last publish is the oldest.
-    channels: the maximum number of channels with a history. Above this number, the broker drops histories in the same order.
+    channels: the maximum number of channels with a history. Above this number, the broker drops the
+    history of the channel whose last publish is the oldest.
     """
 
     bytes: int = 268_435_456

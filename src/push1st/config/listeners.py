@@ -25,7 +25,7 @@ def clashes(config: Config, root: Value) -> Iterator[str]:
 
 
 def _addresses(config: Config) -> Iterator[tuple[str, Listen]]:
-    """Yields all addresses, each with the path of its key."""
+    """Yields all addresses, each with the configuration key that contains it."""
     server = config.server
     for path, addresses in (
         ("server.listen", server.listen),

@@ -158,7 +158,7 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hook(_Discreet, frozen=True, kw_only=True):
-    """Push1st's hook of an app.
+    """The hook of an app in the format of the original Push1st; `Webhook` has the format of Pusher.
 
     trigger: the events that the endpoints receive.
     endpoint: the URLs of the endpoints.

@@ -72,8 +72,8 @@ class ConsoleEndpoint(NamedTuple):
     """An endpoint below `api/`.
 
     method: GET, POST or DELETE. HEAD is served as GET.
-    pattern: a regular expression for the whole path after `api/`. It matches the path as it was sent, so `[^/]+` is one segment
-    with its percent-encoding.
+    pattern: a regular expression for the whole path after `api/`. The path is not percent-decoded before the match, so
+    `[^/]+` matches one segment, even if the segment contains an encoded slash.
     serve: the function that serves a call. The returned object is encoded as JSON.
     """
 

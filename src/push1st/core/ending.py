@@ -12,9 +12,9 @@ from push1st.core.app import App, Client
 from push1st.metrics import Metrics
 
 MAX_ENDED = 50
-"""the maximum number of connections that end at once"""
+"""the maximum number of connections that end in one turn of the event loop"""
 MAX_EXAMINED = 1000
-"""the maximum number of connections that are examined at once"""
+"""the maximum number of connections that are examined in one turn of the event loop"""
 PAUSE_SECONDS = 0.1
 """the time between two groups of connections that end"""
 RETIRED = "the secret that signed the token or the sign-in of this connection is retired: reconnect with a new one"

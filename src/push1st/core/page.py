@@ -272,7 +272,7 @@ class PageState:
         return [probe for ping in self._pings for probe in ping.probes]
 
     def acknowledge(self, positions: Mapping[str, Position]) -> None:
-        """Moves the positions of channels to which the client is still subscribed."""
+        """Replaces the positions of the channels to which the client is still subscribed."""
         for channel, position in positions.items():
             if channel in self.positions:
                 self.positions[channel] = position

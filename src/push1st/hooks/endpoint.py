@@ -216,7 +216,7 @@ class HookEndpoint:
         )
 
     def configure(self, wanted: Wanted) -> None:
-        """Applies changed settings. If the app's secret has changed, it signs from the next attempt on."""
+        """Applies changed settings. If the app's secret has changed, the next attempt is signed with the new secret."""
         if self._transport is not None and wanted.target != self.wanted.target:
             later = asyncio.get_running_loop().call_later
             self._replaced[self._transport] = later(wanted.target.timeout, self._close_replaced, self._transport)

@@ -197,7 +197,7 @@ def _settings(config: Config) -> dict[Role, Ssl | MqttSsl]:
 
 
 def _states(settings: Ssl | MqttSsl) -> tuple[FileState, ...]:
-    """Returns the states of the files of a listener; of each link, the state of the file to which it leads."""
+    """Returns the state of each file of a listener. For a symbolic link, this is the state of the target of the link."""
     return tuple(_state(path) for path in (settings.cert, settings.key, getattr(settings, "ca", "")) if path)
 
 

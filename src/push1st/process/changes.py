@@ -28,8 +28,8 @@ MAX_LINES = 20
 def require_served(old: Config, new: Config) -> None:
     """Raises ConfigError if a configuration without a usable app would replace one that serves clients.
 
-    A folder of apps that is missing for a moment would disconnect all clients, and they would not reconnect. Apps that are all
-    disabled are no such mistake (`all_disabled`).
+    If a folder of apps is missing for a moment, the new configuration would disconnect all clients, and they would not reconnect.
+    A configuration in which all apps are disabled is accepted (`all_disabled`).
     """
     if not all_disabled(new) and (reason := unserved(new)) and not unserved(old):
         raise ConfigError(reason)

@@ -54,7 +54,8 @@ class FollowedChannel:
     renews_at: the time (loop's clock) from which the counter is renewed.
     held: the messages that arrived while the node reads missed messages; None while the node does not read.
     held_bytes, max_held_bytes: the size of the held messages (`size_of`), and its maximum.
-    copies: functions that deliver the copies for filters that arrived meanwhile, which the filters drop unless they are new.
+    copies: functions that deliver messages to filters. They hold the copies that arrived while the node reads missed messages.
+    A filter drops a copy of a message that it has already received.
     dropped: the position of the last message that was dropped because too many messages were held; None if none was dropped.
     """
 

@@ -68,7 +68,7 @@ class ShardHistory:
         self.generation = ""
 
     def new_word(self) -> str:
-        """Returns a word for a channel without a counter. This node does not use the word again."""
+        """Returns a new word for the epoch of a channel that has no counter yet. This node does not use the word again."""
         return word(next(self._words))
 
     def proposed_generation(self, run_id: str) -> str:

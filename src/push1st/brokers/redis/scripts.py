@@ -7,11 +7,13 @@ pass only this base in `KEYS`.
     BASE:schema       the version of this layout: `SCHEMA` of the node that set this key; nodes with another schema are rejected.
     BASE:epoch        a word that identifies the server's state; after a loss of this state, a node sets a new word.
     BASE:recovering   exists during the recovery, in which nodes register their entries again after a loss of the state.
-    BASE:gone         hash of leaves that are deferred until the end of the recovery: field of a channel, member or user, as in
-                      BASE:n:NODE → server's time, socket id, edge's id and time, letters of the edges for hooks, user info.
+    BASE:gone         hash of leaves that are deferred until the end of the recovery: the field that BASE:n:NODE has for the
+                      channel, member or user → the server's time, the socket id, the id and the time of the edge, the letters
+                      of the hooks that receive the edge (see below), the user info.
     BASE:gone:order   list of the fields of BASE:gone, in the order of the leaves.
-    BASE:held         hash of leaves whose hook events are held back, because most members return at once: field of a channel or
-                      member, as in BASE:n:NODE → server's time, socket id, edge's time, user info.
+    BASE:held         hash of leaves whose hook events are held back, because most members soon return: the field that
+                      BASE:n:NODE has for the channel or member → the server's time, the socket id, the time of the edge, the
+                      user info.
     BASE:held:order   list of the entries of BASE:held, oldest first: the time and the field of each entry.
     BASE:nodes        set of the nodes that may have entries.
     BASE:lease:NODE   exists while the node is alive; the value is `new` before the node first subscribes to its topics, `there`

@@ -188,7 +188,7 @@ class ShardGroups:
 
     def _end(self) -> None:
         self._timer = None
-        if self._reading:  # a reply that is on its way may still have the entries
+        if self._reading:  # a reply that has not arrived yet may still contain the entries
             self.end(())
         else:
             self._send_ended()

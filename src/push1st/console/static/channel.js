@@ -133,7 +133,7 @@ function History({ app, name, after }) {
       ]}
     />
     ${resumed.length > 0 && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ")}</p>`}
-    ${data?.recovered === false && html`<p class="note">The page that you asked for has expired. These are the newest messages.</p>`}
+    ${data?.recovered === false && html`<p class="note">The messages of this page have expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>
       <${Facts}

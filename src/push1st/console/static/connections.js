@@ -113,7 +113,7 @@ function Detail({ app, row, close, end }) {
         ["Connected", html`<${Time} at=${row.since} day />`],
         ["Worker", html`<${Node} of=${row.worker} />`],
         ["Origin", html`<${Name} of=${row.origin} label="none" />`],
-        ["Waiting to be sent", bytes(row.behind ?? 0)],
+        ["Unsent", bytes(row.behind ?? 0)],
         ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`, true],
       ]}
     />

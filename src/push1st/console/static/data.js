@@ -1,5 +1,5 @@
 // @ts-check
-/** The page's state and its connections to the server: the place in the hash, calls of the API, and the live channel. */
+/** The console's state in this tab, and its connections to the server: the place in the hash, calls of the API, and the live channel. */
 import { useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { nodeName } from "./text.js";
 
@@ -57,7 +57,7 @@ export function useStore(store) {
 export const session = new Store(/** @type {"unknown" | "in" | "out"} */ ("unknown"));
 /** The reason why this worker answers alone; "" if the broker is connected. @type {Store<string>} */
 export const away = new Store("");
-/** The time since which the broker is away for this page; 0 if it is connected. */
+/** The time since which the worker of this tab has no connection to the broker; 0 if it has one. */
 let awayAt = 0;
 away.listen(() => (awayAt = away.value ? awayAt || serverTime() : 0));
 export const awaySince = () => awayAt;
@@ -175,7 +175,7 @@ export async function call(method, path, body, signal) {
     return answer;
   } catch (problem) {
     if (problem instanceof CallError) throw problem;
-    if (signal?.aborted) throw new CallError(0, "The page has stopped this request.");
+    if (signal?.aborted) throw new CallError(0, "The console has stopped this request.");
     if (aborter.signal.aborted && !lostAt.value) lostAt.set(Date.now() / 1000);
     if (aborter.signal.aborted) throw new CallError(0, `The server did not answer within ${CALL_SECONDS} seconds.`);
     if (!lostAt.value) lostAt.set(Date.now() / 1000);
@@ -273,7 +273,7 @@ export async function signIn(password) {
   session.set("in");
 }
 
-/** Ends the session, and loads the page again, so that it keeps nothing that the operator has seen. */
+/** Ends the session, and loads the console again, so that the tab keeps nothing that the operator has seen. */
 export async function signOut() {
   try {
     await call("POST", "logout");

@@ -11,7 +11,7 @@ const START = '{\n  "message": "hello"\n}';
 
 /** @typedef {{app: string, to: string, target: string, name: string, data: string}} Draft */
 
-/** The draft and the events outlive the screen, but not the page. @type {Draft} */
+/** The draft and the events outlive the screen, but not the tab. @type {Draft} */
 let draft = { app: "", to: "channel", target: "", name: "", data: START };
 /** @type {any[]} */
 let kept = [];
@@ -80,7 +80,7 @@ export function Events({ params }) {
       </div>
       ${error && html`<${Problem} error=${error} />`}
     </form>
-    <${Section} title="Sent from this tab" lead=${`Those of this app among the last ${MAX_KEPT} events. The page keeps them in memory until you close it.`}>
+    <${Section} title="Sent from this tab" lead=${`Those of this app among the last ${MAX_KEPT} events. The tab keeps them in memory until you close it.`}>
       <${Table}
         caption="Published events"
         rows=${sent.filter((row) => row.app === app)}

@@ -34,7 +34,7 @@ const NUMBER = Symbol("number");
 let arrived = 0;
 
 /**
- * Rows outlive the screen, but not the page. `first`: the number of the first row since the page was loaded; `gone`: the
+ * Rows outlive the screen, but not the tab. `first`: the number of the first row since the console was loaded; `gone`: the
  * rows above `MAX_ROWS` since the last "Clear".
  * @type {{rows: any[], first: number, gone: number, dropped: Record<string, number>}}
  */
@@ -80,7 +80,7 @@ export function Inspector({ params }) {
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
     <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
   const of = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
-  const missed = lost.length ? `. Not sent to this page, because there were too many: ${lost.map(([name, n]) => `${whole(n)} ${name}`).join(", ")}` : "";
+  const missed = lost.length ? `. Not sent to this tab, because there were too many: ${lost.map(([name, n]) => `${whole(n)} ${name}`).join(", ")}` : "";
   const tally = of + (paused ? ", paused" : "") + missed;
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
     <div class="fields">

@@ -1,5 +1,5 @@
 // @ts-check
-/** The frame of the page: sign-in, navigation, keyboard, theme, help, and the notice bar. */
+/** The frame of all screens: sign-in, navigation, keyboard, theme, help, and the notice bar. */
 import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useState } from "./vendor/htm-preact.js";
 import { away, awaySince, checkSession, go, link, liveState, lostAt, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
 import { clock, plain, withoutNumber } from "./text.js";
@@ -144,7 +144,7 @@ function Body({ screen, params }) {
         loaded[screen] = found;
         again((n) => n + 1);
       },
-      () => fail(new Error("The page is not complete: the server does not send one of its files. Load the page again.")),
+      () => fail(new Error("The console is not complete: the server does not send one of its files. Load the tab again.")),
     );
   }, [screen, failed]);
   if (broken) console.error(broken);
@@ -262,7 +262,7 @@ function Alerts({ screen }) {
     if (!timer) setLate(false);
     return () => clearTimeout(timer);
   }, [state]);
-  const lost = late && "The live channel is interrupted. The page reconnects; figures are older than usual meanwhile.";
+  const lost = late && "The live channel is interrupted. The console reconnects; until then, figures are older than usual.";
   return html`<div class="alerts" role="status">
     ${reason &&
     html`<p class="bad">
@@ -287,12 +287,12 @@ function Notices() {
 function Help({ close }) {
   return html`<${Dialog} title="Keyboard" close=${close}>
     <dl class="keys">
-      <div><dt><kbd>/</kbd></dt><dd>Go to the search of the screen</dd></div>
+      <div><dt><kbd>/</kbd></dt><dd>Go to the search field of the screen</dd></div>
       ${ENTRIES.map((one) => html`<div key=${one.key}><dt><kbd>g</kbd> <kbd>${one.key}</kbd></dt><dd>${one.label}</dd></div>`)}
       <div><dt><kbd>?</kbd></dt><dd>This help</dd></div>
       <div><dt><kbd>Esc</kbd></dt><dd>Close a dialog or the menu</dd></div>
     </dl>
-    <p class="note">The address of the page contains its state, so that you can share it with other operators.</p>
+    <p class="note">The address contains the screen, its filters and the page of the list. Other operators can open the same address.</p>
   <//>`;
 }
 

@@ -36,7 +36,7 @@ const TILES = [
   { key: "refusals", label: "Refusals", unit: "/s", show: rate },
 ];
 
-/** the figures that the page keeps: those of the tiles, and the lost hook events */
+/** the figures that the tab keeps: those of the tiles, and the lost hook events */
 const KEYS = [...TILES.map(({ key }) => key), "hook_events_lost"];
 
 /** The points of these figures, and the last answer. They outlive the screen, so that a return to it shows no gap. */
@@ -141,7 +141,7 @@ function sampled(answer, key) {
 
 const recorder = new Recorder();
 
-/** The first answer, for which the page need not wait until it has found out that the operator is signed in. */
+/** The first answer. It is requested before the console has checked that the operator is signed in. */
 const first = location.hash.length < 3 || location.hash.startsWith("#/overview") ? call("GET", "overview") : null;
 first?.catch(() => {});
 
@@ -281,7 +281,7 @@ function statements(data) {
   return found;
 }
 
-/** Returns whether the page has rates, for which it needs two samples. */
+/** Returns whether there are rates, which need two samples. */
 function isMeasured() {
   return Boolean(recorder.points.get("refusals")?.length);
 }

@@ -30,7 +30,7 @@ export function SignIn() {
       const refusal = /** @type {CallError} */ (problem);
       work(false);
       setWait(refusal.status === 429 ? refusal.retry : 0);
-      const isLate = refusal.status === 429 && refusal.retry > 0; // the page itself says for how long
+      const isLate = refusal.status === 429 && refusal.retry > 0; // this screen shows how long to wait
       fail(refusal.status === 401 ? "The password is wrong." : isLate ? `${refusal.message.split(":")[0]}.` : refusal.message);
       field.current?.select();
       field.current?.focus();

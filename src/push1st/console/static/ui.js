@@ -185,7 +185,7 @@ export function Missing({ data }) {
   const names = data?.missing ?? [];
   if (!names.length) return null;
   return html`<p class="problem" role="status">
-    ${names.length === 1 ? "One node has not answered" : `${whole(names.length)} nodes have not answered`}, so the page lacks what they serve:
+    ${names.length === 1 ? "One node has not answered, so its part is missing here" : `${whole(names.length)} nodes have not answered, so their parts are missing here`}:
     ${names.slice(0, 10).map((/** @type {string} */ name) => html` <${Node} key=${name} of=${name} />`)}${names.length > 10 && " …"}
   </p>`;
 }

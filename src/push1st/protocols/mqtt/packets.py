@@ -1,8 +1,8 @@
 """The vocabulary of MQTT: one struct for each packet, and the reason codes of MQTT 5.0, without bytes and rules.
 
-`decode.py` makes the packets that clients send, `encode.py` writes the packets that the server sends. In older versions than 5.0
-the fields that these versions do not have keep their defaults. Structs hold no lists and no dictionaries, so no struct can be
-part of a cycle, and the garbage collector need not visit them.
+`decode.py` makes the packets that clients send, `encode.py` writes the packets that the server sends. In packets
+of MQTT 3.1 and 3.1.1, each field that exists only in MQTT 5.0 has its default. Structs hold no lists and no dictionaries, so no
+struct can be part of a cycle, and the garbage collector need not visit them.
 
 Citations: [MQTT-3.3.1-4] is a statement of MQTT 5.0, [MQTT3-3.3.1-4] is a statement of MQTT 3.1.1; §3.3 is a section of MQTT 5.0.
 """

@@ -83,7 +83,7 @@ class MqttOutput(ClientSocket):
         """see `ClientConnection`"""
         self._seen = 0.0
         self._waits = False
-        """whether a packet waits, so that no further packet may be applied"""
+        """whether a packet waits for an answer or for the rate limit; no further packet is handled before this one"""
         self._pending = 0
         """the number of messages that wait for the broker and that no Receive Maximum limits"""
         self._is_full = False

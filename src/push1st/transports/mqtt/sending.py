@@ -300,7 +300,8 @@ class MqttSender:
         client = self._client
         client.node.fanout.flush_subscriber(client)  # the live messages that may be in the logs, too
         now = client.node.clock.wall()
-        # With a shared broker, a message of the saved deliveries may be behind the cursors, too. The logs have the right order.
+        # With a shared broker, a saved delivery may contain a message that the logs contain too. The client receives such a
+        # message at its place in the logs, because the order of the logs is the order of publication.
         ordered = {_key(one) for one in logged}
         waiting = [one for one in flow.waiting if one.group or (one.message.id, one.message.channel, "") not in ordered]
         flow = msgspec.structs.replace(flow, waiting=tuple(waiting))

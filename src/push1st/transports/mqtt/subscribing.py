@@ -259,7 +259,7 @@ async def _take_logged(session: MqttSession, filter: str) -> None:
 async def _is_granted(session: MqttSession, filter: str) -> bool:
     """Returns whether the backend permits all channels that match a filter. Raises Refused if the backend does not answer.
 
-    filter: in the form of a channel.
+    filter: the MQTT filter, written as a channel name.
     """
     client = session.client
     if not rights.may_grant(client.app.config, filter) or not decisions.is_decided(client.app, filter):
@@ -276,7 +276,7 @@ async def _is_granted(session: MqttSession, filter: str) -> bool:
 async def _decide(session: MqttSession, name: str) -> Decision:
     """Returns the backend's decision that lets the client subscribe to a channel or filter, or raises Refused.
 
-    name: in the form of a channel.
+    name: the name of the channel; for a filter, the filter written as a channel name.
     """
     client, lasting = session.client, session.lasting
     known = None if lasting is None else lasting.decided.get(name)
@@ -314,7 +314,7 @@ def _check_searched(session: MqttSession) -> None:
 def _separate(session: MqttSession, filter: str) -> bool:
     """Moves the filters that overlap a new filter to `MqttOwnWire`s. Returns whether there are such filters.
 
-    filter: the new filter, in the form of a channel.
+    filter: the new MQTT filter, written as a channel name.
     """
     client = session.client
     found = overlapping(client, filter)
@@ -430,7 +430,10 @@ def is_covered(session: MqttSession, channel: str) -> bool:
 
 
 def covers(session: MqttSession, filter: str, channel: str) -> bool:
-    """Returns whether a filter of the client matches a channel that the client may read. filter: in the form of a channel."""
+    """Returns whether a filter of the client matches a channel that the client may read.
+
+    filter: the MQTT filter, written as a channel name.
+    """
     client = session.client
     if filter in client.subscriptions:
         return filter == channel

@@ -36,7 +36,8 @@ from push1st.transports.mqtt.output import Packets
 SUBPROTOCOLS = ("mqtt", "mqttv3.1")
 """the names of MQTT's subprotocol; older versions of the Paho libraries use the second name"""
 SMALL_PIECE = 256
-"""size in bytes; the session charges the client for each fragment below this size, and each smaller piece that ends no packet"""
+"""the number of bytes below which a fragment, or a part of a message that completes no packet, counts as a command without effect
+(`Session.charge`)"""
 
 
 FrameEvent = Binary | Pinged | Ponged | Fragment | Closed
