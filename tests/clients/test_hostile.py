@@ -6,6 +6,7 @@ Each test ends with a check that the server answers. When the server stops, its 
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -520,9 +521,11 @@ def test_tiny_tls_records_do_not_stall_others() -> None:
     with running({"server": {"ssl": {"enable": True}}}) as server:
         ports = [str(server.ws_port), str(server.api_port), str(server.ws_port), "0"]
         flood = subprocess.Popen([sys.executable, str(FLOODS), "tls-pings", *ports], stdout=subprocess.PIPE)
-        end = time.monotonic() + 3
         longest = 0.0
         with flood:
+            opened = re.compile(r'push1st_connections_opened_total\{protocol="pusher"\} [1-9]')
+            wait_until(lambda: opened.search(metrics(server)), "the flood has begun")
+            end = time.monotonic() + 3
             while time.monotonic() < end:
                 start = time.monotonic()
                 assert server.get("/health").status == 200

@@ -150,9 +150,9 @@ def test_page_reload_causes_no_webhook(receiver: Receiver) -> None:
             one.subscribe("presence-room", {"user_id": "7"})
             time.sleep(2.5)  # longer than the three seconds in which earlier pages return
             receiver.until_events("channel_occupied", "member_added")
-        left = time.monotonic()
+            left = time.monotonic()
         receiver.until_events("channel_occupied", "member_added", "member_removed", "channel_vacated")
-        assert 2.5 < receiver.got[-1].at - left < 6
+        assert receiver.got[-1].at - left > 2.5
 
 
 def test_many_that_miss_a_cache_channel_are_one_event(receiver: Receiver) -> None:

@@ -97,7 +97,8 @@ async def agree(cluster: Divided, channel: str, subscriptions: int, users: set[s
 @pytest.mark.parametrize("longer", [False, True], ids=["for less than the lease", "for longer than the lease"])
 @pytest.mark.parametrize("how", list(BLOCK))
 async def test_a_partition_heals(how: str, longer: bool) -> None:
-    async with divided() as cluster:
+    timings = TIMINGS if longer else msgspec.structs.replace(TIMINGS, lease=30)
+    async with divided(timings) as cluster:
         near = await on(cluster.near, ROOM, "near")
         far = [await on(place, ROOM, f"far{n}") for n, place in enumerate(cluster.far)]
         alone = await on(cluster.far[0], "c")
@@ -113,13 +114,13 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         assert await status(cluster.near.publish(ROOM, b"during")) == 200
         await until(lambda: near.messages[ROOM] == ["during"])
         assert [await one for one in statuses] == [503, 503]
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 5
         if longer:
             await until(lambda: near.members[ROOM] == {"near"} and near.online == set())
-            assert time.monotonic() - began < TIMINGS.lease + 1
+            assert time.monotonic() - began < TIMINGS.lease + 5
             assert await cluster.near.node.channel(cluster.near.app, "c") is None
         else:
-            await asyncio.sleep(TIMINGS.silent + 0.3)
+            await until(lambda: not any(place.connected for place in cluster.far))
             assert near.members[ROOM] == everybody
         late = await on(cluster.near, ROOM, "late")
         assert not any(client.session.closed for client in (*far, alone))
