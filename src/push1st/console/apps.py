@@ -52,6 +52,7 @@ class AppList:
         return {
             "apps": [_summary(app, sources.get(app.id), figures) for app in listed],
             "total": len(config.apps),
+            "found": len(found),
             "next": cursor_of({"at": str(at + limit)}) if at + limit < len(found) else None,
             "complete": True,
             "examined": len(config.apps),

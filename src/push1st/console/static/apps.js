@@ -18,6 +18,7 @@ export function Apps({ params }) {
       <${Filter} label="Id, name or key" search wide value=${search} put=${(/** @type {string} */ text) => go("apps", { search: text }, true)} />
     </div>
     <${Missing} data=${data} />
+    ${data?.away && html`<p class="note">Only the worker ${data.from} has answered: the figures are its own.</p>`}
     <${Table}
       caption="Apps"
       rows=${apps}
@@ -31,9 +32,9 @@ export function Apps({ params }) {
         : html`<${Empty} title="This server has no app">Add one with <code>push1st app add</code>, and reload the server with <code>push1st reload</code>.<//>`}
     />
     <${Pager}
-      data=${data}
+      data=${data && { ...data, away: "" }}
       shown=${apps?.length ?? 0}
-      noun=${apps?.length === 1 ? "app" : "apps"}
+      noun=${data?.found > apps?.length ? `of ${whole(data.found)} apps` : apps?.length === 1 ? "app" : "apps"}
       isFirst=${!after}
       first=${link("apps", { search })}
       next=${data?.next ? link("apps", { search, after: data.next }) : null}
@@ -81,6 +82,7 @@ function Detail({ app: listed, close }) {
         app.source && ["Source", html`<${Name} of=${app.source} />`],
       ]}
     />
+    ${data?.away && html`<p class="note">Only the worker ${data.from} has answered: the figures are its own.</p>`}
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     ${!data && !error && html`<${Loading} />`}
     ${data && ["Limits", "Settings"].map((title) => html`<h3>${title}</h3><${Settings} of=${data.settings.filter((/** @type {any} */ one) => one.key.startsWith("limits.") === (title === "Limits"))} />`)}
@@ -91,10 +93,10 @@ function Detail({ app: listed, close }) {
 function Settings({ of }) {
   return html`<dl class="settings">
     ${of.map(
-      ({ key, label, lines, origin }) => html`<div key=${key}>
+      ({ key, label, lines, origin }) => html`<div key=${key} class=${lines.some((/** @type {any} */ line) => line.endpoint) ? "whole" : ""}>
         <dt>${label}<br /><code class="faint">${key}</code></dt>
         <dd>
-          ${lines.map((/** @type {any} */ line) => html`<p>${line.endpoint && html`<${Endpoint} of=${line.endpoint} /> `}<${Text} of=${line.text} /></p>`)}
+          ${lines.map((/** @type {any} */ line) => html`<p>${line.endpoint && html`<${Endpoint} of=${line.endpoint} /><br />`}<${Text} of=${line.text} /></p>`)}
           ${origin && html`<span class="faint">set in <code><${Text} of=${origin} /></code></span>`}
         </dd>
       </div>`,

@@ -2,7 +2,7 @@
 /** The effective configuration with the origin of each key, and what is wrong with it. */
 import { html, useState } from "./vendor/htm-preact.js";
 import { go, link, useCall } from "./data.js";
-import { count, date } from "./text.js";
+import { bytes, count, date, duration } from "./text.js";
 import { Badge, Check, Empty, Filter, Loading, Missing, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const PAGE = 200;
@@ -91,12 +91,19 @@ function Keys({ settings, search, set }) {
       empty=${html`<${Empty} title="No key matches">Change the search, or clear it.<//>`}
       columns=${[
         { key: "key", label: "Key", show: (/** @type {any} */ row) => html`<${Name} of=${row.key} />` },
-        { key: "value", label: "Value", show: (/** @type {any} */ row) => html`<${Name} of=${show(row.value)} label="empty" />` },
+        { key: "value", label: "Value", show: (/** @type {any} */ row) => html`<${Name} of=${show(row.value) + unit(row)} label="empty" />` },
         { key: "origin", label: "Origin", show: (/** @type {any} */ row) => (row.origin === "default" ? html`<span class="faint">default</span>` : html`<${Name} of=${row.origin} />`) },
       ]}
     />
     ${rest > 0 && html`<p class="pager"><button type="button" onClick=${() => setMost(most + PAGE)}>Show ${count(Math.min(rest, PAGE), "more key")}</button></p>`}
   <//>`;
+}
+
+/** Returns the value in a larger unit. @param {any} row */
+function unit({ key, value }) {
+  if (typeof value !== "number") return "";
+  if (/(payload|outbox|bytes)$/.test(key)) return ` (${bytes(value)})`;
+  return !/(timeout|expiry|drain)$/.test(key) ? "" : value < 60 ? " s" : ` (${duration(value)})`;
 }
 
 /** @param {any} value @returns {string} */
