@@ -313,6 +313,7 @@ def many_clients(port: int) -> Iterator[None]:
         yield
 
 
+@pytest.mark.timeout(180)
 def test_screens_with_ten_thousand_rows(browser: Browser) -> None:
     apps = {f"shop-{number:05d}": {"key": f"key-{number:05d}", "secret": f"secret {number:05d}"} for number in range(MANY)}
     found: dict[str, Any] = {}

@@ -23,11 +23,13 @@ from push1st.errors import Refused
 FIRST_RENEWAL_SECONDS = 1.0
 """the time until the first renewal of a watch; a worker that has just started may not know all other workers yet"""
 MAX_UNSENT = 262_144
-"""the number of unsent bytes of a page above which further batches are only counted; at `live.MAX_WAITING`, the socket ends"""
+"""the number of unsent bytes of a page above which further batches are only counted"""
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
 CONFIRMED = b'{"events":[],"dropped":{}}'
+ERROR = b'{"error"'
+"""the beginning of a refusal in place of a batch; the page gets it even if it is behind"""
 
 
 class WatchOrder(msgspec.Struct, frozen=True):
@@ -123,7 +125,7 @@ class Inspector:
             if order.id.encode() == id:
                 if socket.closed:
                     self.unwatch(socket)
-                elif socket.unsent > MAX_UNSENT:
+                elif socket.unsent > MAX_UNSENT and not text.startswith(ERROR):
                     batch, missed = _kinds.decode(text), self._missed.setdefault(socket, Counter())
                     missed.update(batch.dropped)
                     missed.update(event.what for event in batch.events)

@@ -157,7 +157,8 @@ async def test_fifth_watch_is_rejected() -> None:
         assert refused.value.code == 429
 
 
-async def test_worker_that_has_no_room_reports_it_to_the_operator() -> None:
+@pytest.mark.parametrize("unsent", [0, inspector.MAX_UNSENT + 1], ids=["a page that reads", "a page that is behind"])
+async def test_worker_that_has_no_room_reports_it_to_the_operator(unsent: int) -> None:
     bus = Bus()
     here, there = Worker(bus, "here"), Worker(bus, "there")
     bus.away = True
@@ -165,6 +166,7 @@ async def test_worker_that_has_no_room_reports_it_to_the_operator() -> None:
         there.inspector.watch(Socket(), {})
     bus.away = False
     socket = Socket()
+    socket.unsent = unsent
     here.inspector.watch(socket, {})
     assert "4 inspectors are watching" in socket.messages[-1]["error"]
 

@@ -6,6 +6,8 @@ import { bytes, count, duration, short, whole } from "./text.js";
 import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Node, Pager, Problem, Screen, Section, Table, Tabs, Text, Time } from "./ui.js";
 
 const LIMIT = 50;
+/** the characters of a member's information that the list shows */
+const MAX_INFO = 500;
 const VACANT = { subscriptions: 0, users: null, by_worker: [] };
 
 /** @param {{params: Record<string, string>}} props */
@@ -79,10 +81,16 @@ function Members({ app, members, total }) {
       empty=${html`<${Empty} title="No member is present">A user is a member while one of their connections is subscribed.<//>`}
       columns=${[
         { key: "user_id", label: "User", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.user_id} href=${link("connections", { app, user: row.user_id })} />` },
-        { key: "user_info", label: "Information", show: (/** @type {any} */ row) => html`<${Name} of=${row.user_info ? JSON.stringify(row.user_info) : ""} />` },
+        { key: "user_info", label: "Information", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${beginning(row.user_info)} label="none" />` },
       ]}
     />
-    ${total > members.length && html`<p class="note">The first ${count(members.length, "member")} of ${short(total)}.</p>`}`;
+    <div class="pager"><p class="note">${total > members.length ? `The first ${whole(members.length)} of ${count(total, "member")}` : count(total, "member")}</p></div>`;
+}
+
+/** Returns the information about a member as JSON, or its beginning. @param {any} info */
+function beginning(info) {
+  const text = info ? JSON.stringify(info) : "";
+  return text.length > MAX_INFO ? `${text.slice(0, MAX_INFO)} … (${bytes(text.length)} in all)` : text;
 }
 
 /** @param {{cache: any}} props */
@@ -104,7 +112,7 @@ function History({ app, name, after }) {
   const items = data?.items;
   const resumed = Object.entries(data?.resumptions ?? {});
   return html`<section aria-label="History">
-    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` Position: <span class="mono">${data.position}</span>`}</p>${!error && html`<button type="button" onClick=${reload}>Refresh</button>`}</div>
+    <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` A client that has received all of them is at the position <span class="mono">${data.position}</span>.`}</p>${!error && html`<button type="button" onClick=${reload}>Refresh</button>`}</div>
     <${Table}
       caption="Kept messages"
       rows=${items}

@@ -26,7 +26,7 @@ export function Connections({ params }) {
   /** @param {string} key */
   const put = (key) => (/** @type {string} */ value) => go("connections", { app, ...filter, [key]: value }, true);
   const isFiltered = Object.values(filter).some(Boolean);
-  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers.">
+  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers, in no particular order.">
     <div class="fields">
       <${Filter} label="User" search value=${user} put=${put("user")} />
       <${Filter} label="Channel" value=${channel} put=${put("channel")} />
@@ -56,7 +56,7 @@ export function Connections({ params }) {
           size: "l",
           show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.id)} title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
         },
-        { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} />` },
+        { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} label="none" />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
         { key: "protocol", label: "Protocol", size: "s", show: (/** @type {any} */ row) => protocolName(row.protocol) },
         { key: "channels", label: "Channels", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
@@ -107,7 +107,7 @@ function Detail({ app, row, close, end }) {
     <${Facts}
       pairs=${[
         ["Socket id", html`<${Name} of=${row.id} />`],
-        ["User", html`<${Name} of=${row.user} label="not signed in" />`],
+        ["User", html`<${Name} of=${row.user} label="none" />`],
         ["Address", html`<${Name} of=${row.ip} />`],
         ["Protocol", protocolName(row.protocol)],
         ["Connected", html`<${Time} at=${row.since} day />`],
@@ -138,16 +138,33 @@ function Terminate({ app, row, user, close, done }) {
   };
   if (user) {
     return html`<${Confirm} title="Terminate the user?" verb="Terminate the user" act=${act} close=${close}>
-      <p>The server closes every connection of <b><${Text} of=${row.user} /></b> with code 4009. Their clients do not reconnect by themselves.</p>
+      <p>The server ends all connections of <b><${Text} of=${row.user} /></b>, on all workers. ${OUTCOMES.pusher[1]}</p>
     <//>`;
   }
-  return html`<${Confirm} title="Terminate the connection?" verb=${reconnect ? "Terminate once" : "Terminate for good"} act=${act} close=${close}>
-    <p>The server closes this connection, <b class="mono"><${Text} of=${row.id} /></b>${row.user && html`, of the user <b><${Text} of=${row.user} /></b>. Other connections of the user stay open`}.</p>
-    <p>
-      ${reconnect
-        ? "Close code 4200: a Pusher client reconnects at once and subscribes again."
-        : "Close code 4009: a Pusher client does not reconnect by itself."}
-    </p>
-    <p><${Check} label="Let the client reconnect" value=${reconnect} put=${set} /></p>
+  const outcomes = OUTCOMES[row.protocol.replace(/(-xhr|\d)$/, "")] ?? OUTCOMES.pusher;
+  const choices = [[true, "The client may reconnect"], [false, "The client must not reconnect"]];
+  return html`<${Confirm} title="Terminate the connection?" verb="Terminate" act=${act} close=${close}>
+    <${Facts}
+      pairs=${[
+        ["Socket id", html`<${Name} of=${row.id} />`],
+        ["User", html`<${Name} of=${row.user} label="none" />`],
+        ["Address", html`<${Name} of=${row.ip} />`],
+        ["Protocol", protocolName(row.protocol)],
+      ]}
+    />
+    <p>The server ends this connection${row.user ? "; other connections of the user stay open" : ""}.</p>
+    <fieldset class="choices">
+      <legend class="hidden">What the client may do</legend>
+      ${choices.map(([is, label]) => html`<label class="check" key=${label}><input type="radio" name="reconnect" checked=${reconnect === is} onChange=${() => set(Boolean(is))} /><span>${label}</span></label>`)}
+    </fieldset>
+    <p class="note">${outcomes[reconnect ? 0 : 1]}</p>
   <//>`;
 }
+
+/** What a client does after its end: if it may reconnect, and if it must not. @type {Record<string, [string, string]>} */
+const OUTCOMES = {
+  pusher: ["A Pusher client gets the close code 4200. It reconnects at once and subscribes again.", "A Pusher client gets the close code 4009, and does not reconnect by itself."],
+  websocket: ["The client gets the close code 4200, which means: reconnect at once.", "The client gets the close code 4009, which means: do not reconnect."],
+  mqtt: ["An MQTT 5 client gets the reason 0x8B, server shutting down. For MQTT 3.1.1, the socket is closed without a reason. Most clients reconnect.", "An MQTT 5 client gets the reason 0x98, administrative action. For MQTT 3.1.1, the socket is closed without a reason. Most clients of both reconnect: revoke their access to keep them out."],
+  sse: ["The stream ends, and a browser reconnects after some seconds.", "The stream ends. Browsers reconnect in any case: revoke their access to keep them out."],
+};

@@ -27,7 +27,7 @@ const TYPES = /** @type {const} */ ([
   "webhook-failed",
 ]);
 /** @type {Record<string, string>} */
-const TONES = { refused: "bad", "cut-off": "bad", "webhook-failed": "bad", published: "accent", "client-event": "accent" };
+const TONES = { refused: "bad", "cut-off": "bad", "webhook-failed": "bad" };
 
 /** The field of a row with its number in the order of arrival. It stays with the row when an earlier row arrives late. */
 const NUMBER = Symbol("number");
@@ -47,6 +47,7 @@ export function Inspector({ params }) {
   const state = useStore(liveState);
   const [view, setView] = useState(kept);
   const [paused, pause] = useState(false);
+  const [follows, follow] = useState(true);
   const [chosen, choose] = useState(/** @type {any} */ (null));
   const [error, fail] = useState("");
   const types = what ? what.split(",") : [];
@@ -78,10 +79,11 @@ export function Inspector({ params }) {
   const isFiltered = what || channel || socket || user || ip;
   const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
-    <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>`;
-  const of = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
-  const missed = lost.length ? `. Not sent to this tab, because there were too many: ${lost.map(([name, n]) => `${whole(n)} ${name}`).join(", ")}` : "";
-  const tally = of + (paused ? ", paused" : "") + missed;
+    <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>
+    <button type="button" aria-pressed=${follows} onClick=${() => follow(!follows)}>Follow the newest</button>`;
+  const listed = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
+  const counted = lost.reduce((sum, [, n]) => sum + n, 0);
+  const tally = listed + (counted ? `, and ${whole(counted)} not listed` : "") + (paused ? ", paused" : "");
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
@@ -103,15 +105,14 @@ export function Inspector({ params }) {
       )}
     </fieldset>
     ${error && html`<${Problem} error=${new Error(error)} />`}
+    <p class="note tally" role="status" aria-live="off">${live(tally)}</p>
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away))} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away))} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>
     </div>
-    <p class="note tally" role="status" aria-live="off">
-      ${live(tally)}
-    </p>
+    ${counted > 0 && html`<p class="note">Not listed, because more arrived than the server sends to one tab: ${lost.map(([name, n]) => `${whole(n)} ${name}`).join(", ")}. A filter makes them fewer.</p>`}
   <//>`;
 }
 
@@ -135,15 +136,15 @@ function idle(paused, state, isFiltered, app, isAway) {
 
 /**
  * The rows, the newest at the bottom. Only the visible ones are in the page.
- * @param {{view: {rows: any[], first: number}, chosen: any, choose: (row: any) => void, put: (change: Record<string, string>) => void, idle: any}} props
+ * @param {{view: {rows: any[], first: number}, chosen: any, choose: (row: any) => void, put: (change: Record<string, string>) => void, follows: boolean, follow: (is: boolean) => void, idle: any}} props
  */
-function Rows({ view, chosen, choose, put, idle }) {
+function Rows({ view, chosen, choose, put, follows, follow, idle }) {
   const box = useRef(/** @type {HTMLDivElement | null} */ (null));
   const [top, setTop] = useState(0);
-  const [follows, follow] = useState(true);
   const [height, setHeight] = useState(480);
   const row = NARROW.matches ? TALL_ROW : ROW;
   const before = useRef(view.first);
+  const space = useRef("");
   useLayoutEffect(() => {
     const element = /** @type {HTMLDivElement} */ (box.current);
     if (follows) element.scrollTop = element.scrollHeight;
@@ -158,15 +159,19 @@ function Rows({ view, chosen, choose, put, idle }) {
   }, []);
   /** @param {any} event */
   const scroll = (event) => {
-    const { scrollTop, scrollHeight, clientHeight } = event.currentTarget;
+    const element = event.currentTarget;
+    const { scrollTop, scrollHeight, clientHeight } = element;
     setTop(scrollTop);
-    follow(scrollTop + clientHeight >= scrollHeight - row);
+    const isAtEnd = scrollTop + clientHeight >= scrollHeight - row;
+    const isSame = space.current === (space.current = `${scrollHeight} ${clientHeight}`);
+    if (isAtEnd || isSame) follow(isAtEnd);
+    else if (follows) element.scrollTop = scrollHeight; // the browser has scrolled, because the list has another size
   };
   const start = Math.max(0, Math.floor(top / row) - SPARE);
   const shown = view.rows.slice(start, start + Math.ceil(height / row) + 2 * SPARE);
   return html`<div class="log">
-    <div class="log-head" aria-hidden="true"><span>Time</span><span>What</span><span>Channel</span><span>Event</span><span>Socket</span><span class="number">Size</span></div>
     <div class="rows" ref=${box} onScroll=${scroll} tabindex="0" role="region" aria-label="Events, the newest at the bottom">
+      <div class="log-head" aria-hidden="true"><span class="time">Time</span><span class="what">What</span><span class="on">Channel</span><span class="about">Event or reason</span><span class="by">Socket</span><span class="number size">Size</span></div>
       ${!view.rows.length && html`<p class="idle">${idle}</p>`}
       <div class="track" ref=${(/** @type {HTMLElement | null} */ one) => one && (one.style.height = `${view.rows.length * row}px`)} role="list">
         ${shown.map(
@@ -186,7 +191,6 @@ function Rows({ view, chosen, choose, put, idle }) {
         )}
       </div>
     </div>
-    ${!follows && html`<button type="button" class="follow" onClick=${() => follow(true)}>Follow the newest</button>`}
   </div>`;
 }
 
@@ -225,7 +229,7 @@ function Detail({ app, row, put }) {
     </dl>
     ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
     ${row.cut && html`<p class="note">The beginning of the data.</p>`}
-    ${row.link && html`<p class="note">See <code>${row.link.split(":~:")[0]}</code></p>`}
+    ${row.link && html`<p class="note">See ${row.link.split(":~:")[0].replace("#", ", section ").replaceAll("-", " ")}.</p>`}
     ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
 }
 

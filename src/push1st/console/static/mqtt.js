@@ -11,7 +11,7 @@ const NEVER = 0xffffffff;
 
 /** @param {{params: Record<string, string>}} props */
 export function Mqtt({ params }) {
-  return html`<${Screen} title="MQTT" lead="The sessions of MQTT clients, connected or absent, and the messages that the server keeps for new subscribers.">
+  return html`<${Screen} title="MQTT" lead="A session outlives its connection: until an absent client returns, or the session expires, messages wait in it. Retained messages wait for new subscribers.">
     <${Tabs}
       label="Parts of MQTT"
       now=${params.view ?? "sessions"}
@@ -57,7 +57,7 @@ function Sessions({ params }) {
           label: "Client id",
           show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.client)} title=${plain(row.client)} onClick=${() => show(row)}><${Text} of=${row.client} /></button>`,
         },
-        { key: "owner", label: "User", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.owner} />` },
+        { key: "owner", label: "User", size: "m", show: owner },
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
@@ -78,7 +78,7 @@ function Sessions({ params }) {
       <${Facts}
         pairs=${[
           ["Client id", html`<${Name} of=${shown.client} />`],
-          ["User", html`<${Name} of=${shown.owner} />`],
+          ["User", owner(shown)],
           ["State", shown.state],
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
@@ -94,6 +94,11 @@ function Sessions({ params }) {
       ${!shown.filters.length && html`<p class="note">The client has subscribed to nothing.</p>`}
     <//>`}
   </section>`;
+}
+
+/** @param {any} row */
+function owner(row) {
+  return html`<${Name} of=${row.owner === "anonymous" ? "" : row.owner} label="none" />`;
 }
 
 /** Returns the time at which a session ends. @param {any} row */
@@ -130,6 +135,7 @@ function Retained({ params }) {
     <div class="fields">
       <${Filter} label="Beginning of the topic" search wide value=${prefix} put=${(/** @type {string} */ text) => go("mqtt", { ...params, after: "", prefix: text }, true)} />
     </div>
+    <p class="note">The list is sorted within each page only.</p>
     <${Table}
       caption="Retained messages"
       rows=${rows}
@@ -167,7 +173,6 @@ function Retained({ params }) {
       data=${data}
       shown=${rows?.length ?? 0}
       noun=${rows?.length === 1 ? "retained message" : "retained messages"}
-      sorted
       isFirst=${!after}
       first=${link("mqtt", { ...params, after: "" })}
       next=${data?.next ? link("mqtt", { ...params, after: data.next }) : null}

@@ -32,7 +32,7 @@ const TILES = [
   { key: "events_in", label: "Events in", unit: "/s", show: rate },
   { key: "messages_out", label: "Messages out", unit: "/s", show: rate },
   { key: "bytes_out", label: "Bytes out", unit: "/s", show: bytes },
-  { key: "cpu_seconds", label: "CPU", unit: " of a core", show: percent },
+  { key: "cpu_seconds", label: "CPU (% of a core)", unit: "", show: percent },
   { key: "refusals", label: "Refusals", unit: "/s", show: rate },
 ];
 
@@ -180,7 +180,7 @@ export function Overview() {
     html`<${Verdict} data=${data} />
       <section class="tiles" aria-labelledby="figures" aria-live="off">
         <h2 class="hidden" id="figures">Figures of ten minutes</h2>
-        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: tile.label + only }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
+        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: only ? tile.label.split(" (")[0] + only : tile.label }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
       </section>
       <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent]} /><//>
       <${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>

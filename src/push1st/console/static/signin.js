@@ -55,7 +55,7 @@ export function SignIn() {
       <button type="submit" class="primary" disabled=${busy || wait > 0}>${busy ? "Signing in …" : "Sign in"}</button>
       <div id="signin-note" class="signin-note" role="status">
         ${error && html`<p class="error"><${Text} of=${error} />${wait > 0 && ` Try again in ${count(wait, "second")}.`}</p>`}
-        <p>The password is <code>console.password</code> of the configuration of ${location.host}. The demo prints one at each start.</p>
+        <p>Enter the password that the configuration of the server at ${location.host} sets with <code>console.password</code>. A demo has none there: it printed its password in the terminal where it started.</p>
       </div>
     </form>
   </main>`;

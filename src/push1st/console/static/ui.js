@@ -260,16 +260,15 @@ export function live(value) {
 
 /**
  * The way to the next page of a list.
- * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean, sorted?: boolean}} props
- *   sorted: whether the rows are in order within a page only
+ * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
  */
-export function Pager({ data, shown, noun, first, next, isFirst, sorted = false }) {
+export function Pager({ data, shown, noun, first, next, isFirst }) {
   if (!data) return null;
   const where = data.away ? ` of the worker ${data.from}; what the others have is not known now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
-    <p class="note">${whole(shown)} ${noun}${where}${isOnly ? "" : ` on this page${sorted ? ", sorted within the page only" : ""}`}${examined && html` · ${examined}`}</p>
+    <p class="note">${whole(shown)} ${noun}${where}${isOnly ? "" : " on this page"}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
     ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
   </nav>`;
