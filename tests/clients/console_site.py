@@ -167,7 +167,7 @@ class Site:
         until(self.tab, f"document.body.innerText.includes({json.dumps(text)})", deadline)
 
     def faults(self, *only: str) -> tuple[dict[str, Any], set[str]]:
-        """Returns what axe and the checks of styles find on the page, and the sizes of its text.
+        """Returns the findings of axe and of the checks of styles on the page, and the sizes of its text.
 
         only: the rules of axe; without any, all rules and the checks of styles.
         """
@@ -193,7 +193,7 @@ def _load_axe(tab: Tab) -> None:
 def until(tab: Tab, code: str, deadline: float = DEADLINE) -> Any:
     """Waits in the page until JavaScript returns a true value; returns that value. Fails after `deadline` seconds.
 
-    A page that loads itself again ends the wait in it, so the wait begins again in the new page.
+    If the page reloads, the wait ends with it, so the wait begins again in the reloaded page.
     """
     waiting = f"""new Promise(done => {{
       const end = performance.now() + {deadline * 1000};

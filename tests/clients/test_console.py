@@ -85,7 +85,7 @@ def page(opened: Site) -> Site:
 
 
 class Visit:
-    """What was seen of all screens. texts: whether the text of a place has markup and an escape, and its HTML what is escaped."""
+    """The state of all screens. texts: whether the text of a place has markup and an escape, and its HTML what is escaped."""
 
     def __init__(self) -> None:
         self.faults: dict[str, Any] = {}
@@ -367,7 +367,7 @@ def _watched_and_other(page: Site) -> tuple[int, int]:
 @pytest.mark.long
 @pytest.mark.parametrize("is_watched", [True, False])
 def test_overview_shows_that_a_worker_hangs(page: Site, is_watched: bool) -> None:
-    """The channel to a hanging worker stays open, but brings nothing: the page looks for another worker."""
+    """The channel to a hanging worker stays open, but no message arrives, so the page connects to another worker."""
     page.go("overview")
     until(page.tab, ALL_WORK)
     page.tab.evaluate(MARK)

@@ -1,4 +1,4 @@
-"""Who may use the console: the sign-in, cookies, requests of other sites, and the headers of every answer."""
+"""Access to the console: the sign-in, cookies, requests of other sites, and the headers of every answer."""
 
 import contextlib
 import os

@@ -1,6 +1,6 @@
 """Lists of connections, sessions and retained messages, which operators read in pages. Pure.
 
-A list has no order that means anything, but it keeps its order while entries are removed. A cursor is the place in the list
+The order of a list has no meaning, but stays the same while entries are removed. A cursor is the place in the list
 after the last page, with checksums of some names before it, the *anchors*: so a page begins quickly, however long the list is.
 A reader sees each entry that exists during all pages, some perhaps twice. If more than `MAX_MOVED` entries before the place of
 a cursor are removed before the next page, the reader may miss some.
@@ -50,8 +50,8 @@ def index_of(entries: Sequence[T], place: str, name_of: Callable[[T], str]) -> i
     """Returns the index of the first entry after a place, although entries were removed and added since.
 
     The last entries before the place may be removed, so the list continues after the nearest anchor that is left. Without an
-    anchor, it continues earlier. So a page may repeat entries, but it skips none, unless more than `MAX_MOVED` entries before
-    the place are removed meanwhile.
+    anchor, it continues earlier. So a page may repeat entries, but it skips none, unless more than `MAX_MOVED` entries before the
+    place were removed between the two pages.
 
     An anchor that was removed and added again, such as a client that has reconnected, is now at the end of the list. It does not
     count: the removals between two anchors move the nearer one forward by more than the farther one, and never by less. Only if

@@ -39,7 +39,7 @@ class Refusal(ClientError):
 
 
 class ConsoleClient:
-    """An operator in a shell. address: the URL of the console. origin: the origin of its pages."""
+    """An operator in a shell. address: the URL of the console. origin: its origin in browsers."""
 
     def __init__(self, address: str, password: str, origin: str) -> None:
         parts = split_url(address, ("http", "https"), "http://127.0.0.1:6003")
@@ -101,7 +101,7 @@ class ConsoleClient:
 def run(options: Arguments) -> int:
     """Prints events until Ctrl-C, or at most `--count` events. Raises ConfigError and ClientError.
 
-    A connection that was open once is opened again after it is lost.
+    If a connection is lost after it was open, the command opens a new one.
     """
     config = load_or_demo(options.config)
     client = ConsoleClient(_address(options, config), _password(config), config.console.origin)
@@ -138,7 +138,7 @@ def run(options: Arguments) -> int:
 
 
 class Output:
-    """What the command has printed. ready: the text for the beginning of the watch. count: see `--count`."""
+    """The output of the command. ready: the text to print when the watch begins. count: see `--count`."""
 
     def __init__(self, ready: str, count: int) -> None:
         self._ready = ready
@@ -148,7 +148,7 @@ class Output:
         """the number of tries to connect since the last watch began"""
 
     def begin(self) -> None:
-        """Says once on each connection that the watch has begun."""
+        """Prints, once for each connection, that the watch has begun."""
         _say("watching again" if self.was_ready else self._ready)
         self.was_ready, self.tries = True, 0
 

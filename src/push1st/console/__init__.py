@@ -1,6 +1,6 @@
 """The console: web pages for the operators of a server, with a JSON API of their own (operations, section A).
 
-`Console` builds it for a worker, if `console.password` is set; otherwise nothing of this package is imported. Each part of the
+A worker creates a `Console` if `console.password` is set; otherwise, it imports nothing from this package. Each part of the
 console is a class that takes a `ConsoleContext` and has `endpoints`.
 """
 
@@ -80,7 +80,7 @@ class Console:
         await self._door.open()
 
     def close(self) -> None:
-        """Tells the other consoles that this worker stops. Must be called before the broker is closed."""
+        """Sends a farewell to the other consoles, because this worker stops. Must be called before the broker is closed."""
         self._wire.close()
 
     def tick(self) -> None:

@@ -1,8 +1,8 @@
 """The files of the console's pages, from the folder `static` of the package.
 
-Every file is served below `static/HASH/`, where HASH names the content of all files, and browsers keep it for a year. Only the
-page itself is at a fixed path; it refers to the other files by paths that contain the hash. The comments of scripts and styles,
-which also have the types that TypeScript checks, are not sent: the lines keep their numbers.
+Every file is served below `static/HASH/`, where HASH names the content of all files, and browsers keep it for a year. Only
+`index.html` is at a fixed path; it refers to the other files by paths that contain the hash. The comments of scripts and styles
+are not sent; they also contain the types that TypeScript checks. Each line keeps its number.
 """
 
 import gzip

@@ -94,7 +94,7 @@ class ChannelList:
         }
 
     async def _page(self, app: str, prefix: str, kind: str, after: str, limit: int) -> tuple[ChannelPage, str]:
-        """Returns a page, and why the broker is away; the page then has the channels of this worker only."""
+        """Returns a page and the broker's error. While the broker is away, the page has the channels of this worker only."""
 
         def accepts(name: str) -> bool:
             return name[0] != "#" and (not kind or _is_kind(name, kind))

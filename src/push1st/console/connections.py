@@ -1,7 +1,7 @@
 """The endpoints for connections: the sessions of all protocols on all workers, in pages, and the end of sessions and users.
 
 A worker examines at most `MAX_EXAMINED` sessions for a page, in slices. Its cursor is the place in its list after the last
-examined session (`cursors.py`), because sessions that end meanwhile move the others forward.
+examined session (`cursors.py`), because a session that ends between two pages moves the later ones forward.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ SLICE_SECONDS = 0.002
 MAX_CHANNELS = 50
 """the maximum number of channels that the row of a session shows"""
 SECONDS = 2.0
-"""the seconds for which a page waits for other workers"""
+"""the seconds for which a request waits for the replies of other workers"""
 PROTOCOLS = ("pusher", "pusher-xhr", "websocket", "sse", "mqtt")
 
 
@@ -79,7 +79,7 @@ class ConnectionPage(msgspec.Struct, array_like=True):
 
 
 class TerminateRequest(msgspec.Struct, array_like=True):
-    """A request to end a session. reconnects: whether the client may reconnect at once."""
+    """A request to end a session. reconnects: whether the client may reconnect immediately."""
 
     app: str
     id: str
@@ -93,7 +93,7 @@ class TerminateBody(msgspec.Struct):
 
 
 class ListedOutlet(Protocol):
-    """The properties that all outlets of sessions have. began: when it began, on the clock of `Sweep.now`; 0 before."""
+    """The properties that all outlets of sessions have. began: its begin on the clock of `Sweep.now`; 0 before."""
 
     @property
     def began(self) -> float: ...
@@ -176,7 +176,7 @@ class ConnectionList:
         if session is None:
             return b""
         client = cast(Session, session)
-        # A Pusher client reconnects at once after 4200, and does not reconnect after 4009.
+        # A Pusher client reconnects immediately after 4200, and does not reconnect after 4009.
         if request.reconnects:
             client.disconnect(4200, "Terminated by an operator: reconnect")
         else:
@@ -247,7 +247,7 @@ class ConnectionList:
 
 
 def _candidates(app: App, wanted: ConnectionFilter) -> Sequence[Session]:
-    """Returns the sessions among which those that pass a filter are, in the order in which they began or subscribed."""
+    """Returns the sessions to examine for a filter, in the order in which they began or subscribed to its channel."""
     sessions = app.tenant.sessions
     if wanted.id:
         found = sessions.get(wanted.id)

@@ -1,4 +1,4 @@
-"""What the lists of the console share: opaque cursors over several workers, and data of clients as JSON. Pure."""
+"""Functions for all lists of the console: opaque cursors over several workers, and data of clients as JSON. Pure."""
 
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
@@ -18,7 +18,7 @@ MAX_CURSOR = 12_000
 MAX_PLACES = 50
 """the maximum number of nodes with a place in a cursor, so that a cursor has less than 5000 bytes"""
 BEGUN = "begun"
-"""the key of the last node, in the order of the names, whose list has begun; later nodes begin on later pages"""
+"""the cursor's key for the last node whose list has begun; the lists of nodes with later names begin on later pages"""
 BEGIN = {BEGUN: ""}
 """the places before the first page"""
 _decode = msgspec.msgpack.Decoder(dict[str, str]).decode

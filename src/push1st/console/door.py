@@ -3,7 +3,8 @@
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
 exchanges the ended sessions with the others at its start, when it learns that a session has ended, and when another worker
 appears or returns. It repeats the exchange until the other worker has replied. So an end reaches all workers even if the worker
-of the sign-out dies before all of them have replied. The exchanges end, because a worker learns of each end only once.
+of the sign-out dies before all of them have replied. The exchanges stop, because the end of a session is new to each worker only
+once.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from push1st.errors import Refused
 from push1st.messages import Response
 
 ENDED = "sessions-ended"
-"""the kind of the requests with which workers tell each other the ended sessions that they know"""
+"""the kind of the requests with which workers exchange ended sessions"""
 TRIED = "sign-in-tried"
 """the kind of the messages that make the other workers count a try to sign in, or take back the count (`Login.count`)"""
 AGAIN_SECONDS = 5.0
@@ -34,7 +35,7 @@ log = logs.get("push1st.console")
 
 
 class ConsoleDoor:
-    """The sign-in and the sessions of a worker's console. worker: the name of the worker on the pages."""
+    """The sign-in and the sessions of a worker's console. worker: the name of the worker that the console shows."""
 
     def __init__(self, context: ConsoleContext, password: PasswordHash, sessions: OperatorSessions, live: Live) -> None:
         self._clock = context.node.clock

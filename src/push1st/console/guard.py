@@ -2,7 +2,8 @@
 
 A web page of another site can make a browser send requests to the console. The browser names the page's origin in `Origin` and
 `Sec-Fetch-Site`, and the page cannot add the header `Push1st-Console` without the console's permission, which it never gives
-(Fetch, CORS preflight). The check of `Host` stops pages whose domain leads to the address of the console (DNS rebinding).
+(Fetch, CORS preflight). The check of `Host` rejects requests of web pages whose domain name resolves to the console's address
+(DNS rebinding).
 """
 
 from collections.abc import Mapping

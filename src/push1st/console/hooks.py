@@ -1,7 +1,7 @@
 """The endpoints for hooks: the states of an app's hook endpoints, and their dead letters, which operators deliver again.
 
-The workers of a machine share a folder with dead letters. One of them, the one with the most events in its queues, reads the
-folder and redrives letters: so these letters follow the events that wait. The id of a letter begins with a word for its folder.
+The workers of a machine share a folder with dead letters. The worker with the most events in its queues reads the folder and
+redrives letters, so redriven letters are queued after the events that wait. The id of a letter begins with a word for its folder.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ class RedriveRequest(msgspec.Struct, array_like=True):
 
 
 class Outcome(msgspec.Struct, array_like=True):
-    """A reply to one of these requests. code, text: why there is no result; 0 with a result."""
+    """A reply to one of these requests. code, text: the error if there is no result; code 0 with a result."""
 
     code: int = 0
     text: str = ""

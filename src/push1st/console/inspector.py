@@ -2,9 +2,9 @@
 
 An operator watches through the console of one worker. This worker sends the watch to all workers every `RENEW_SECONDS`, so a
 worker that starts later gets the watch too. Each worker has a tap while it has watches, and sends batches of events to the worker
-of the operator, which passes them on unread. If the operator leaves, the watch ends at once; if the operator's worker is lost,
-the watch ends on the other workers after `WATCH_SECONDS`. If the operator's network or page is too slow for the events, the
-worker of the operator counts whole batches, so that the page stays connected.
+of the operator, which forwards them without decoding them. If the operator's socket ends, the watch ends immediately; if the
+operator's worker is lost, the watch ends on the other workers after `WATCH_SECONDS`. If the operator's network or browser is too
+slow for the events, the worker of the operator only counts the events of whole batches, so that the socket stays open.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from push1st.errors import Refused
 FIRST_RENEWAL_SECONDS = 1.0
 """the time until the first renewal of a watch; a worker that has just started may not know all other workers yet"""
 MAX_UNSENT = 262_144
-"""the number of unsent bytes of a page above which further batches are only counted"""
+"""the number of unsent bytes of a socket above which further batches are only counted"""
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
@@ -70,7 +70,7 @@ class Inspector:
         self._own: dict[LiveSocket, WatchOrder] = {}
         """the watches of this worker's operators"""
         self._missed: dict[LiveSocket, Counter[str]] = {}
-        """the counts of the events that pages with too many unsent bytes have missed"""
+        """the counts of the events that sockets with too many unsent bytes have missed"""
         self._count = 0
         self._renew_at: asyncio.TimerHandle | None = None
         context.wire.handle(BEGIN, self._begin)
@@ -135,7 +135,7 @@ class Inspector:
                 return
 
     def _send_missed(self, socket: LiveSocket) -> None:
-        """Sends the counts of the events that a page has missed, if the page reads again."""
+        """Sends the counts of the events that a socket has missed, if the browser reads again."""
         if socket in self._missed and socket.unsent <= MAX_UNSENT:
             socket.send(_encode({"events": [], "dropped": self._missed.pop(socket)}))
 
@@ -152,7 +152,7 @@ class Inspector:
         self._taps.unwatch(data.decode())
 
     def _send_events(self, node: str, watch: Watch) -> None:
-        """Sends the next batch of a watch. Events that cannot be sent wait, and a whole batch of such events is counted."""
+        """Sends the next batch of a watch. If this fails, its events wait for the next batch, or are counted if it is full."""
         events, dropped, size = watch.events, watch.dropped, watch.size
         text = watch.batch()
         if text and not self._send(node, watch.id, text):

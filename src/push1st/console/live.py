@@ -1,8 +1,8 @@
 """The WebSocket `api/live` of the console, with JSON messages in both directions.
 
-A page sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
-name. The worker pings a silent page, ends a socket whose session has ended or expired (4401), and ends the socket of a page that
-does not read its messages (4100).
+A browser sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
+name. The worker pings a silent browser, and ends a socket whose session has ended or expired (4401), or whose browser does not
+read its messages (4100).
 """
 
 import asyncio
@@ -36,13 +36,13 @@ from push1st.transports.sweep import NEVER
 MAX_SOCKETS = 10
 """the maximum number of sockets of a worker"""
 MAX_MESSAGE = 16_384
-"""the maximum number of bytes of a message from a page"""
+"""the maximum number of bytes of a message from a browser"""
 MAX_UNSENT = 1 << 20
-"""the number of unsent bytes above which a page is behind; one message of a large cluster may be longer"""
+"""the number of unsent bytes above which a socket is behind; one message of a large cluster may be longer"""
 MAX_WAITING = 4 << 20
 """the number of unsent bytes above which the next message ends the socket"""
 UNREAD_SECONDS = 10
-"""the seconds after which the worker ends the socket of a page that is behind and reads nothing"""
+"""the seconds after which the worker ends a socket that is behind, and whose browser reads nothing"""
 MAX_EVENTS_A_SECOND = 50
 PING_SECONDS = 25
 """the seconds without input after which the worker sends a ping; proxies often end connections that are silent for a minute"""
@@ -52,7 +52,7 @@ SESSION_ENDED = 4401
 
 
 class LiveSocket(SocketOwner):
-    """The WebSocket of a page."""
+    """The WebSocket of a browser's tab."""
 
     __slots__ = (
         "_closing",
@@ -88,10 +88,10 @@ class LiveSocket(SocketOwner):
         self._pinged = False
         self._closing = False
         self.is_behind = False
-        """whether more than `MAX_UNSENT` bytes are unsent; parts then wait with messages that later ones replace"""
+        """whether more than `MAX_UNSENT` bytes are unsent; parts then send no message that a later one would replace"""
         self._unsent = 0
         self._read_at = self._seen
-        """the number of unsent bytes at the last check, and when the page last read some of them"""
+        """the number of unsent bytes at the last check, and the time at which the browser last read some of them"""
         self.due_at = NEVER
 
     def start(self, switch: bytes) -> None:
@@ -108,7 +108,7 @@ class LiveSocket(SocketOwner):
 
     @property
     def unsent(self) -> int:
-        """The number of bytes that wait because the page does not read them."""
+        """The number of bytes that wait because the browser does not read them."""
         return self._transport.get_write_buffer_size()
 
     def send(self, message: bytes) -> None:
@@ -162,7 +162,7 @@ class LiveSocket(SocketOwner):
             yield event
 
     def keep(self, data: bytes) -> None:
-        """A page sends short messages only, so a long read ends the socket."""
+        """A browser sends only short messages, so a long read ends the socket."""
         self.close(1009, f"a message has at most {MAX_MESSAGE} bytes")
 
     def hold_reading(self, hold: bool) -> None:
@@ -224,7 +224,7 @@ class LiveSocket(SocketOwner):
         return now + 1
 
     def _is_unread(self, now: float) -> bool:
-        """Returns whether a page that is behind has read nothing for `UNREAD_SECONDS`."""
+        """Returns whether the socket is behind, and its browser has read nothing for `UNREAD_SECONDS`."""
         before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
         if self._unsent < before:
             self._read_at = now
@@ -233,7 +233,7 @@ class LiveSocket(SocketOwner):
 
 @runtime_checkable
 class Watchable(Protocol):
-    """A part of the console that a page can watch. name: the value of `watch` in the page's message."""
+    """A part of the console that a tab can watch. name: the value of `watch` in the tab's message."""
 
     name: str
 
@@ -277,7 +277,7 @@ class Live:
             socket.close(SESSION_ENDED, "the session has ended")
 
     def received(self, socket: LiveSocket, text: str) -> None:
-        """Handles a message of a page."""
+        """Handles a message of a browser."""
         try:
             self._apply(socket, text)
         except Refused as exc:

@@ -23,7 +23,7 @@ MAX_TRIES = 5
 """the maximum number of tries of an address in `TRIES_SECONDS`"""
 TRIES_SECONDS = 60
 MAX_ALL_TRIES = 20
-"""the number of tries of all addresses in `TRIES_SECONDS` from which each try waits for `DELAY_SECONDS`"""
+"""after so many tries of all addresses in `TRIES_SECONDS`, each further try waits for `DELAY_SECONDS`"""
 DELAY_SECONDS = 1
 MAX_ADDRESSES = 10_000
 MAX_CHECKS = 2
@@ -31,7 +31,7 @@ MAX_CHECKS = 2
 MAX_WAITING = 100
 """the maximum number of further tries that wait for a check; each takes some 50 ms"""
 WAIT_SECONDS = 5.0
-"""the seconds that a try waits for the begin of its check"""
+"""the maximum number of seconds that a try waits until its check begins"""
 NICE = 10
 """The niceness of the threads that check passwords. Measured on 2 cores, with 65 tries a second from as many addresses: 99 % of
 the publishes of other clients take at most 2.0 ms, and 4.4 ms without this."""
@@ -73,7 +73,7 @@ class Tries:
         return 0, is_delayed
 
     def take_back(self, address: str) -> None:
-        """Takes back the last counted try of an address, whose password is not checked."""
+        """Takes back the last counted try of an address, because its password is not checked or is right."""
         times = self._by_address.get(address)
         if times:
             times.pop()
@@ -112,7 +112,7 @@ class Login:
             self._tries.take_back(address)
 
     async def check(self, body: bytes, ip: str) -> Response | None:
-        """Checks the password in the body of a request. Returns None if it is right, and else the answer."""
+        """Checks the password in the body of a request. Returns None if the password is right, otherwise the answer."""
         try:
             password = _try.decode(body).password
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -155,7 +155,7 @@ class Login:
 
 
 def _lower_priority() -> None:
-    """Lets the kernel prefer other threads. Otherwise many tries from many addresses would take time from the clients."""
+    """Gives this thread a low priority. Otherwise, many tries from many addresses would delay the clients."""
     if sys.platform == "linux":  # on other systems the priority is that of the whole process
         thread = threading.get_native_id()
         with suppress(OSError):  # the system may forbid the call, as the systemd unit in deploy/ does

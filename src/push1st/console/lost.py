@@ -1,9 +1,9 @@
-"""The nodes that have ended without a stop, as one worker sees them. This module knows no clock."""
+"""The nodes that disappeared without a regular stop, in the view of one worker. This module knows no clock."""
 
 from collections.abc import Collection
 
 KEPT_SECONDS = 600.0
-"""the seconds for which a lost node is remembered, as long as the lines of the overview"""
+"""the seconds for which a lost node is remembered: the time that the charts of the overview show"""
 MAX_LOST = 20
 
 

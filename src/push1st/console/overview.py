@@ -1,7 +1,7 @@
 """The overview: the figures of all workers, with the last ten minutes, and the facts about this machine's server.
 
-Each worker reports for itself. A worker keeps an answer for a second, so ten pages cost as much as one. A page that watches gets
-an answer every few seconds from a task of its own; without such pages there is no task.
+Each worker reports its own figures. A worker reuses an answer for a second, so ten tabs cost as much as one. For each tab that
+watches, a task sends an answer every few seconds.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ KEEP_SECONDS = 1.0
 FACTS_SECONDS = 5.0
 """the seconds for which a worker keeps the facts about the server, and the bytes that slow clients have not read"""
 MAX_EVERY, MIN_EVERY, EVERY = 60, 1, 2
-"""the most, the fewest, and the usual seconds between two answers to a page that watches"""
+"""the most, the fewest, and the usual seconds between two answers to a tab that watches"""
 WITH_SERIES, WITHOUT = b"1", b""
 FAILED = "the overview failed: see the log of this worker"
 
@@ -40,7 +40,7 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     id: the name of the node in the broker.
     behind_bytes: the bytes that wait until slow clients read them.
     hook_oldest: the age in seconds of the oldest event that waits for a hook endpoint. hook_app: the app of this event.
-    lost: the nodes that have ended without a stop, as this worker sees it (`LostNodes.found`).
+    lost: the nodes that disappeared without a regular stop, in the view of this worker (`LostNodes.found`).
     series: the samples (`Samples.series`); None if they were not requested.
     """
 
@@ -76,7 +76,7 @@ class Overview:
         self._clock = context.node.clock
         self._samples = Samples()
         self._watches: dict[LiveSocket, tuple[float, asyncio.Task[None]]] = {}
-        """the pages that watch, each with the seconds between two answers, and the task that sends them"""
+        """the sockets of the tabs that watch, each with the seconds between two answers, and the task that sends them"""
         self._answers: dict[bytes, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
         self._facts = Facts()
         self._facts_at = self._behind_at = -FACTS_SECONDS
@@ -164,7 +164,7 @@ class Overview:
         return 0 if replies.away else len(nodes)
 
     def _all_lost(self, nodes: Iterable[NodeOverview]) -> list[dict[str, Any]]:
-        """Returns the nodes that some workers miss, and that have not answered, each with the first time, the last one first."""
+        """Returns the lost nodes that have not answered, the latest first, each with the first time at which it was missed."""
         missed: dict[str, float] = {}
         answered = {node.id for node in nodes}
         for node in nodes:
@@ -200,7 +200,7 @@ class Overview:
             found[1].cancel()
 
     async def _send(self, socket: LiveSocket, every: float) -> None:
-        """Sends answers to a page that watches. The page gets no further answer while it has not read the earlier ones."""
+        """Sends answers to a tab that watches. The tab gets no further answer before it has read the earlier ones."""
         data, has_failed = WITH_SERIES, False
         while True:
             if not socket.is_behind:

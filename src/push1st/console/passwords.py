@@ -1,4 +1,4 @@
-"""The password of the console: its hash, and the key of the sessions that follows from the hash.
+"""The password of the console: its hash, and the key that signs sessions, which is derived from the hash.
 
 A hash is `scrypt$N$r$p$salt$hash`; salt and hash are base64url. A clear-text password is hashed with a fixed salt, so that all
 workers and machines have the same key. scrypt takes some 50 ms, so callers run `PasswordHash.fits` in a thread.

@@ -1,6 +1,6 @@
-"""The last ten minutes of a worker: a sample of its figures every ten seconds, from which pages draw lines.
+"""The last ten minutes of a worker: a sample of its figures every ten seconds, for the charts of the overview.
 
-Counters are kept as they are; a page computes rates from two samples. This module knows no clock.
+A sample contains the values of the counters; the browser computes a rate from two samples. This module knows no clock.
 """
 
 from collections import deque

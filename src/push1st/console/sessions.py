@@ -1,6 +1,6 @@
 """The sessions of the console: values of cookies that every worker can check without shared state.
 
-A value is `ENDS.EXPIRES.NONCE.HMAC`. The key of the HMAC follows from the hash of the password, so a new password ends all
+A value is `ENDS.EXPIRES.NONCE.HMAC`. The key of the HMAC is derived from the hash of the password, so a new password ends all
 sessions. A session expires after `IDLE_SECONDS` without a request, and ends after `LONGEST_SECONDS`. This module knows no clock.
 """
 
@@ -36,7 +36,7 @@ class OperatorSession(msgspec.Struct, frozen=True):
 
 
 class OperatorSessions:
-    """The sessions of a console. `key`: the key of the cookies, which is the same on all workers and machines."""
+    """The sessions of a console. `key`: the key that signs the cookies; it is the same on all workers and machines."""
 
     def __init__(self, key: bytes) -> None:
         self._key = key

@@ -1,4 +1,4 @@
-"""Serves the requests to the console: health, pages, sign-in, and the endpoints of its parts.
+"""Serves the requests to the console: health, static files, sign-in, and the endpoints of its parts.
 
 Each answer has the headers of `guard`. A request below `api/` needs a session, except the sign-in.
 """
@@ -52,7 +52,7 @@ class ConsoleHandlers(Handlers):
 
 
 class ConsoleListener(Listener):
-    """The settings for the connections to an address of `console.listen`. The bounds of clients apply to the connections."""
+    """The settings for the connections to an address of `console.listen`. The limits for clients apply to these connections."""
 
     NEEDS_HEADERS = True
     headers = NO_STORE

@@ -1,4 +1,4 @@
-"""The endpoint `api/version`: the version of the server, and whether the broker is away. Pages call it every few seconds."""
+"""The endpoint `api/version`: the version of the server, and whether the broker is away. Each tab calls it every few seconds."""
 
 import push1st
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint

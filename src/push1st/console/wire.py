@@ -7,8 +7,8 @@ sends a farewell.
 
 Without a shared broker, and while the broker is away, a worker replies to its own requests only.
 
-The parts of the console handle what other workers send while the worker reads from the broker. So no exception of a part may
-leave this module: it would end the connection to the broker, and with it the deliveries to all clients of the worker.
+The parts of the console handle the frames of other workers inside the function that reads from the broker. So no exception of a
+part may leave this module: it would end the connection to the broker, and with it the deliveries to all clients of the worker.
 """
 
 import asyncio
@@ -64,7 +64,8 @@ class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
 class Replies(msgspec.Struct):
     """The replies of the workers to a request.
 
-    found: the name of each node that replied, with its reply. The first reply is that of this worker, if it was asked.
+    found: the name of each node that replied, with its reply. The first reply is that of this worker, if the request was for this
+    worker too.
     missing: the living nodes with a console that did not reply.
     away: the last error of the broker; "" if the broker is connected.
     """
@@ -135,7 +136,7 @@ class PendingRequest:
         self.leave(node)
 
     def leave(self, node: str) -> None:
-        """Waits no longer for a node."""
+        """Removes a node from those for which the request waits."""
         self.waits_for.discard(node)
         if not self.waits_for:
             self.done.set()

@@ -1,4 +1,4 @@
-"""The programs of clients, as their handshakes name them, for operators. Pure. Kept only if the worker has a console."""
+"""The programs of clients, from the header `User-Agent`, for operators. Pure. Kept only if the worker has a console."""
 
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -33,7 +33,7 @@ class AgentRequest(Protocol):
 
 
 class ClientAgents:
-    """The table of a worker. An entry ends with its last client."""
+    """The table of a worker. An entry is removed with its last client."""
 
     def __init__(self) -> None:
         self._known: WeakValueDictionary[tuple[str, str], ClientAgent] = WeakValueDictionary()

@@ -34,17 +34,17 @@ RENEW_SECONDS = 10.0
 TICK_SECONDS = 0.25
 """the time between two batches of a watch with few events"""
 MAX_BATCH = 500
-"""the maximum number of events in a batch; a watch with so many events sends a batch at once"""
+"""the maximum number of events in a batch; a watch with so many events sends a batch immediately"""
 MAX_BATCH_BYTES = 262_144
-"""the number of bytes of data with which a watch sends a batch at once"""
+"""the number of bytes of data with which a watch sends a batch immediately"""
 MAX_RATE = 2000
-"""the number of events a second that a watch takes; it may take as many at once after a quiet second"""
+"""the number of events a second that a watch takes; after a second without events, it may take so many in one moment"""
 MAX_DATA = 2048
 """the maximum number of bytes of data that an event shows"""
 MAX_REASON = 1000
 """the maximum number of characters of a reason"""
 CUT_OFF = frozenset(("connection closed", "TLS handshake failed"))
-"""the texts that `Refusals` logs if a worker ends a connection; with the other texts, it rejects something"""
+"""the texts that `Refusals` logs if a worker ends a connection; the other texts are about rejections"""
 _BASE64_HEAD, _BASE64_TAIL = b'{"base64":"', b'"}'
 """the form of data that is not text (`protocols/mqtt/payload.py`)"""
 _MAX_BASE64 = MAX_DATA // 3 * 4
@@ -286,7 +286,7 @@ class Tap:
         self._show("connected", app.config.id, "", client)
 
     def disconnected(self, app: App, client: Client, code: int, seconds: float) -> None:
-        """Shows the end of a connection. code: the close code, or the reason code of MQTT. seconds: how long it lasted."""
+        """Shows the end of a connection. code: the close code, or the reason code of MQTT. seconds: its duration."""
         self._show("disconnected", app.config.id, "", client, code=int(code), ms=_milliseconds(seconds))
 
     def subscribed(self, app: App, client: Client, channel: str, member: Member | None = None) -> None:
@@ -465,7 +465,7 @@ def read_filter(given: object) -> TapFilter:
 
 
 def _only_counts(watch: Watch) -> bool:
-    """Returns whether a watch counts each published event that it wants, with a look only at the app and the kind."""
+    """Returns whether a watch only counts the published events that it wants, and selects them by app and kind alone."""
     return not (watch.wants_published or watch.wants_client_events) or (watch.has_any and watch.room <= 0)
 
 

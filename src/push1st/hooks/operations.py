@@ -2,7 +2,8 @@
 
 Redriven letters are marked in the file first, and then wait in memory. Their events join the queues of their endpoints slowly,
 and only while a queue is less than half full, so that new events find a place. If the process is killed, the letters in memory
-are lost: they stay marked, so no process delivers them twice. A stopping process adds them to the queues at once, and saves them.
+are lost: they stay marked, so no process delivers them twice. A stopping process adds all of them to the queues immediately, and
+saves them.
 """
 
 import asyncio

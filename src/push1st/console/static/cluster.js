@@ -23,7 +23,7 @@ export function Cluster() {
         rows=${data.nodes}
         id=${(/** @type {any} */ row) => row.id}
         columns=${[
-          { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />${row.here && html` <span class="note">serves this page</span>`}` },
+          { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />${row.here && html` <span class="note">serves this tab</span>`}` },
           { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${State} of=${row.state} />` },
           { key: "id", label: "Node id", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.id} />` },
           { key: "pid", label: "Process", size: "s", number: true, show: (/** @type {any} */ row) => (given(row.pid) ? String(row.pid) : "–") },

@@ -6,7 +6,7 @@ import { nodeName } from "./text.js";
 const CALL_SECONDS = 15;
 const SESSION_SECONDS = 300;
 const CLOSE_SECONDS = 30;
-/** An overview arrives every few seconds. A channel that brings none for so long leads to a worker that does not run. */
+/** An overview arrives every few seconds. If none arrives for so long, the worker of the channel does not run. */
 const SILENT_SECONDS = 10;
 const RETRY_SECONDS = [0.3, 1, 2, 4, 8];
 
@@ -221,10 +221,8 @@ export function useNodeName(id) {
 /** @typedef {{data: any, error: CallError | null, busy: boolean, reload: () => void}} Loaded */
 
 /**
- * Loads an answer, and loads it again when its path changes, when the broker is back, and every `every` seconds while the page
- * is visible.
- * A search that examined as much as it may is not repeated.
- * The former answer stays until the next one has arrived.
+ * Loads an answer, and loads it again when its path changes, when the broker is back, and every `every` seconds while the tab is
+ * visible. A search that examined as much as it may is not repeated. The former answer stays until the next one has arrived.
  * @param {string | null} path null loads nothing
  * @param {number} [every]
  * @returns {Loaded}

@@ -19,7 +19,7 @@ export function Hooks({ params }) {
   const { app, endpoint = "", after = "" } = params;
   const { data, error, busy, reload } = useCall(path(["apps", app, "hooks"]), 5);
   const endpoints = data?.hooks;
-  // One worker has the queue of an endpoint, so the zero of another worker says nothing.
+  // One worker has the queue of an endpoint, so a zero of another worker has no meaning.
   const isPart = data?.away || data?.missing.length > 0;
   /** @param {number | null | undefined} value */
   const figure = (value) => (value || !isPart ? short(value ?? 0) : "–");

@@ -117,7 +117,7 @@ export function Inspector({ params }) {
 }
 
 /**
- * Orders the last rows by time: two workers send what they have seen one after the other.
+ * Orders the last rows by time, because the events of two workers may arrive in another order.
  * @param {any[]} rows
  */
 function ordered(rows) {
@@ -135,7 +135,7 @@ function idle(paused, state, isFiltered, app, isAway) {
 }
 
 /**
- * The rows, the newest at the bottom. Only the visible ones are in the page.
+ * The rows, the newest at the bottom. Only the visible ones are in the document.
  * @param {{view: {rows: any[], first: number}, chosen: any, choose: (row: any) => void, put: (change: Record<string, string>) => void, follows: boolean, follow: (is: boolean) => void, idle: any}} props
  */
 function Rows({ view, chosen, choose, put, follows, follow, idle }) {

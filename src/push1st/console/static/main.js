@@ -196,7 +196,7 @@ function useKeys(setHelp, closeMenu) {
 }
 
 /**
- * The app that the screens below it show.
+ * The choice of the app that the screens of an app show.
  * @param {{apps: any[], total: number, screen: string, entry: Entry | undefined}} props
  */
 function AppChooser({ apps, total, screen, entry }) {
@@ -231,7 +231,7 @@ function Theme() {
       if (next === "auto") localStorage.removeItem("push1st-theme");
       else localStorage.setItem("push1st-theme", next);
     } catch {
-      // The browser forbids storage: the choice ends with the page.
+      // The browser forbids storage: the choice ends with the tab.
     }
   };
   return html`<fieldset class="theme">

@@ -160,7 +160,7 @@ export function Overview() {
     return undefined;
   };
   useLive("overview", { every: EVERY }, take);
-  // Without the live channel, for example behind a proxy that does not forward upgrades, the page asks.
+  // Without the live channel, for example behind a proxy that does not forward upgrades, this screen requests each answer.
   useEffect(() => {
     const ask = () => {
       if (!document.hidden && liveState.value !== "open") call("GET", "overview").then(take, fail);
@@ -236,7 +236,7 @@ function Spark({ points, now, most, found, point, label }) {
 }
 
 /**
- * Returns statements on what needs attention, the worst first.
+ * Returns the states that need attention, the worst first.
  * @param {any} data
  * @returns {{kind: "bad" | "warn" | "ok", text: any, key: string}[]}
  */

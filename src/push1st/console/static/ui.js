@@ -103,7 +103,7 @@ export function Facts({ pairs }) {
 
 // Screens
 
-/** Whether no screen was shown yet. Each further screen takes the focus, so that a screen reader says its heading. */
+/** Whether no screen was shown yet. Each further screen takes the focus, so that a screen reader reads its heading. */
 let isFirst = true;
 
 /**
@@ -141,7 +141,7 @@ export function Section({ title, lead, actions, children }) {
 }
 
 /**
- * The text with which the server has refused a request, and the way out: another try, if it could succeed.
+ * The error of a rejected request, and a button for another try if it could succeed.
  * @param {{error: CallError | Error, again?: () => void}} props
  */
 export function Problem({ error, again }) {
@@ -161,7 +161,7 @@ export function Problem({ error, again }) {
 }
 
 /**
- * What stands in place of an empty list. alone: the title while the broker is away, if the list then has the entries of one worker.
+ * The text in place of an empty list. alone: the title while the broker is away, if the list then has the entries of one worker.
  * @param {{title: string, alone?: string, children?: Child}} props
  */
 export function Empty({ title, alone, children }) {
@@ -277,7 +277,7 @@ export function Pager({ data, shown, noun, first, next, isFirst }) {
 // Fields
 
 /**
- * A field for a filter. It reports its text when it has not changed for a moment.
+ * A field for a filter. It reports its text as soon as the text has not changed for a moment.
  * @param {{label: string, value: string, put: (text: string) => void, search?: boolean, hint?: string, wide?: boolean}} props
  */
 export function Filter({ label, value, put, search = false, hint, wide = false }) {
@@ -366,7 +366,7 @@ export function Dialog({ title, close, children, actions }) {
 }
 
 /**
- * Asks before an action, and shows the server's answer if it refuses.
+ * Requests a confirmation before an action, and shows the error if the server rejects the action.
  * @param {{title: string, verb: string, act: () => Promise<unknown>, close: () => void, children?: Child}} props
  */
 export function Confirm({ title, verb, act, close, children }) {
