@@ -194,9 +194,17 @@ def test_live_screens_while_they_load(page: Site) -> None:
 
 
 def test_overview_with_the_refusal_of_the_server(page: Site) -> None:
-    answer = """Promise.resolve(new Response('{"error": "the overview failed: see the log of this worker"}', {status: 500}))"""
-    with page.another(without_overview(answer)) as other:
-        other.until_text("The overview failed")
+    refusal = '{"error": "the overview failed: see the log of the worker web-1:0"}'
+    answer = f"Promise.resolve(new Response('{refusal}', {{status: 500}}))"
+    channel = f"""WebSocket = class {{
+      static OPEN = 1; readyState = 1;
+      constructor() {{ setTimeout(() => this.onopen()); }}
+      send() {{ setTimeout(() => this.onmessage({{data: '{refusal}'}})); }}
+      close() {{}}
+    }}"""
+    with page.another(f"{without_overview(answer)}; {channel}") as other:
+        other.until_text("Try again")
+        other.until_text("The overview failed: see the log of the worker web-1:0")
         assert look(other, "refused", "overview") == {}
 
 

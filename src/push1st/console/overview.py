@@ -7,7 +7,7 @@ watches, a task sends an answer every few seconds.
 import asyncio
 import platform
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ from push1st import logs
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import LostNodes
-from push1st.console.samples import FIELDS, Samples
+from push1st.console.samples import FIELDS, GAUGE, Samples, Series, added
 from push1st.console.wire import Replies
 from push1st.errors import Refused
 from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
@@ -29,7 +29,6 @@ FACTS_SECONDS = 5.0
 MAX_EVERY, MIN_EVERY, EVERY = 60, 1, 2
 """the most, the fewest, and the usual seconds between two answers to a tab that watches"""
 WITH_SERIES, WITHOUT = b"1", b""
-FAILED = "the overview failed: see the log of this worker"
 
 log = logs.get("push1st.console")
 
@@ -40,8 +39,6 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     id: the name of the node in the broker.
     behind_bytes: the bytes that wait until slow clients read them.
     hook_oldest: the age in seconds of the oldest event that waits for a hook endpoint. hook_app: the app of this event.
-    lost: the nodes that disappeared without a regular stop, in the view of this worker (`LostNodes.found`).
-    series: the samples (`Samples.series`); None if they were not requested.
     """
 
     id: str
@@ -50,8 +47,19 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     behind_bytes: int
     hook_oldest: float
     hook_app: str
+
+
+class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
+    """The reply of a worker. A tab gets the figures of each worker, but one list of lost nodes and one series for all of them.
+
+    figures: the figures of the worker.
+    lost: the nodes that disappeared without a regular stop, in the view of this worker (`LostNodes.found`).
+    series: the samples; None if they were not requested.
+    """
+
+    figures: NodeOverview
     lost: dict[str, float]
-    series: Any
+    series: Series | None
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -62,7 +70,7 @@ class Facts(msgspec.Struct, frozen=True):
     warnings: tuple[str, ...] = ()
 
 
-_nodes = msgspec.msgpack.Decoder(NodeOverview)
+_replies = msgspec.msgpack.Decoder(OverviewReply)
 _facts = msgspec.json.Decoder(Facts)
 
 
@@ -97,10 +105,8 @@ class Overview:
         figures = self._context.reports.quick()
         values: dict[str, Any] = {
             **figures.counters,
-            "connections": sum(figures.connections.values()),
+            GAUGE: sum(figures.connections.values()),
             "cpu_seconds": figures.cpu_seconds,
-            "rss": figures.rss or 0,
-            "pending_bytes": figures.pending_bytes,
         }
         return [values[field] for field in FIELDS]
 
@@ -121,10 +127,9 @@ class Overview:
             behind_bytes=self._behind,
             hook_oldest=ages.get(hook_app, 0.0),
             hook_app=hook_app,
-            lost=self._lost.found(),
-            series=self._samples.series() if data == WITH_SERIES else None,
         )
-        return msgspec.msgpack.encode(shown)
+        series = self._samples.series() if data == WITH_SERIES else None
+        return msgspec.msgpack.encode(OverviewReply(shown, self._lost.found(), series))
 
     async def _answer(self, data: bytes) -> dict[str, Any]:
         """Returns the answer of all workers; the same answer to all requests within `KEEP_SECONDS`."""
@@ -136,14 +141,15 @@ class Overview:
 
     async def _collect(self, data: bytes) -> dict[str, Any]:
         replies = await self._context.wire.request(KIND, data)
-        nodes = [one for _, one in replies.decoded(_nodes.decode)]
-        facts, lost = await self._server_facts(), self._all_lost(nodes)
+        found = [reply for _, reply in replies.decoded(_replies.decode)]
+        facts, lost = await self._server_facts(), self._all_lost(found)
         wire, answered = self._context.wire, {node for node, _ in replies.found}
         silent = sorted(set(wire.consoles()) - answered) if replies.away else replies.missing
         return {
             "at": self._clock.wall() / 1_000_000_000,
             "here": self._context.name,
-            "nodes": sorted(nodes, key=lambda node: (node.machine, node.worker, node.id)),
+            "nodes": sorted((one.figures for one in found), key=lambda node: (node.machine, node.worker, node.id)),
+            "series": added([one.series for one in found if one.series is not None]) if data == WITH_SERIES else None,
             "missing": replies.missing,
             "silent": silent,
             "lost": lost,
@@ -163,12 +169,12 @@ class Overview:
         )
         return 0 if replies.away else len(nodes)
 
-    def _all_lost(self, nodes: Iterable[NodeOverview]) -> list[dict[str, Any]]:
+    def _all_lost(self, replies: Sequence[OverviewReply]) -> list[dict[str, Any]]:
         """Returns the lost nodes that have not answered, the latest first, each with the first time at which it was missed."""
         missed: dict[str, float] = {}
-        answered = {node.id for node in nodes}
-        for node in nodes:
-            for one, at in node.lost.items():
+        answered = {reply.figures.id for reply in replies}
+        for reply in replies:
+            for one, at in reply.lost.items():
                 if one not in answered:
                     missed[one] = min(at, missed.get(one, at))
         return [{"id": one, "at": at} for one, at in sorted(missed.items(), key=lambda lost: -lost[1])]
@@ -180,6 +186,10 @@ class Overview:
             if found := await self._context.node.status():
                 self._facts = _facts.decode(found)
         return self._facts
+
+    def _failure(self) -> Refused:
+        where = f"{socket.gethostname()}:{self._context.number}"
+        return Refused(500, f"the overview failed: see the log of the worker {where}")
 
     # The watch
 
@@ -212,6 +222,6 @@ class Overview:
                 except Exception:
                     if not has_failed:
                         log.exception("console overview failed")
-                    text, has_failed = msgspec.json.encode({"error": FAILED}), True
+                    text, has_failed = msgspec.json.encode({"error": self._failure().text}), True
                 socket.send(text)
             await asyncio.sleep(every)

@@ -1,29 +1,34 @@
 """The last ten minutes of a worker: a sample of its figures every ten seconds, for the charts of the overview.
 
-A sample contains the values of the counters; the browser computes a rate from two samples. This module knows no clock.
+The worker that answers a tab adds the series of all workers, so the answer has the same size for any number of workers.
+This module knows no clock.
 """
 
+import operator
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
+
+import msgspec
 
 EVERY_SECONDS = 10
 MAX_SAMPLES = 60
-FIELDS = (
-    "connections",
-    "events_in",
-    "messages_out",
-    "bytes_in",
-    "bytes_out",
-    "refusals",
-    "cut_offs",
-    "api_requests",
-    "connections_opened",
-    "cpu_seconds",
-    "rss",
-    "pending_bytes",
-    "hook_events_lost",
-)
+GAUGE = "connections"
+"""the only field that is not a counter"""
+FIELDS = (GAUGE, "events_in", "messages_out", "bytes_out", "cpu_seconds", "refusals", "hook_events_lost")
+
+
+class Series(msgspec.Struct, frozen=True, array_like=True):
+    """The samples of a worker.
+
+    last: the time of the last one in `EVERY_SECONDS` since 1970.
+    values: for each field of `FIELDS`, one value for each sample, the oldest first. For a counter, this is the mean rate a second
+    since the sample before, and 0 for the first sample.
+    """
+
+    last: int
+    values: list[list[float]]
 
 
 class Samples:
@@ -48,6 +53,31 @@ class Samples:
         self._at = now
         self._next = now // EVERY_SECONDS * EVERY_SECONDS + EVERY_SECONDS
 
-    def series(self) -> dict[str, Any]:
-        """Returns all samples. at: the time of the last one. Each sample has a value for each field."""
-        return {"at": self._at, "every": EVERY_SECONDS, "fields": FIELDS, "samples": list(self._samples)}
+    def series(self) -> Series:
+        """Returns all samples."""
+        gauge, *counters = map(list, zip(*self._samples, strict=True)) if self._samples else [[] for _ in FIELDS]
+        return Series(round(self._at / EVERY_SECONDS), [gauge, *map(_rates, counters)])
+
+
+def _rates(counts: list[float]) -> list[float]:
+    return [0.0 for _ in counts[:1]] + [max(0.0, after - before) / EVERY_SECONDS for before, after in pairwise(counts)]
+
+
+def added(series: Sequence[Series]) -> dict[str, Any]:
+    """Returns the sums of the series of several workers.
+
+    at: the time of the last values in seconds since 1970. values: see `Series`.
+    The last sample of some workers may be due in a moment, so the sums end with the last sample that all workers have.
+    """
+    series = [one for one in series if one.values[0]]
+    end = min((one.last for one in series), default=0)
+    late = max((one.last - end for one in series), default=0)
+    length = max((len(one.values[0]) - (one.last - end) for one in series), default=0)
+    length = max(0, min(length, MAX_SAMPLES - late))  # all workers that are old enough have these samples
+    sums = [[0.0] * length for _ in FIELDS]
+    for one in series:
+        for column, values in enumerate(one.values):
+            known = values[: max(0, len(values) - (one.last - end))][-length:] if length else []
+            sums[column] = list(map(operator.add, sums[column], [0.0] * (length - len(known)) + known))
+    rounded = [[round(value, 3) for value in column] for column in sums]
+    return {"at": end * EVERY_SECONDS, "every": EVERY_SECONDS, "fields": FIELDS, "values": rounded}

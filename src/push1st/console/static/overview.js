@@ -66,7 +66,7 @@ class Recorder {
       for (const key of KEYS) this.points.set(key, []);
       this.wantsSamples = true;
     }
-    if (this.wantsSamples && answer.nodes.some((/** @type {any} */ node) => node.series)) this.restart(answer);
+    if (this.wantsSamples && answer.series) this.restart(answer);
     const seconds = before ? answer.at - before.at : 0;
     const sums = new Map(KEYS.map((key) => [key, 0]));
     const workers = new Map();
@@ -115,28 +115,15 @@ function counter(node, key) {
 }
 
 /**
- * Returns the points of a tile from the samples of all workers.
+ * Returns the points of a tile from the sums of the workers' samples.
  * @param {any} answer @param {string} key
  * @returns {Point[]}
  */
-function sampled(answer, key) {
-  /** @type {Map<number, number>} */
-  const sums = new Map();
-  // A worker whose next sample is due in a moment would look like a gap.
-  let end = Infinity;
-  for (const node of answer.nodes) {
-    const series = node.series;
-    if (!series?.samples?.length) continue;
-    const column = series.fields.indexOf(key);
-    if (column < 0) continue;
-    end = Math.min(end, Math.round(series.at / series.every) * series.every);
-    for (const [i, sample] of series.samples.entries()) {
-      const t = Math.round((series.at - (series.samples.length - 1 - i) * series.every) / series.every) * series.every;
-      const value = key === "connections" ? sample[column] : i ? Math.max(0, sample[column] - series.samples[i - 1][column]) / series.every : null;
-      if (value !== null) sums.set(t, (sums.get(t) ?? 0) + value);
-    }
-  }
-  return [...sums].filter(([t]) => t <= end).map(([t, v]) => ({ t, v })).sort((a, b) => a.t - b.t);
+function sampled({ series }, key) {
+  /** @type {number[]} */
+  const values = series.values[series.fields.indexOf(key)] ?? [];
+  const points = values.map((v, i) => ({ t: series.at - (values.length - 1 - i) * series.every, v }));
+  return key === "connections" ? points : points.slice(1); // the first sample has no rate
 }
 
 const recorder = new Recorder();
@@ -174,7 +161,7 @@ export function Overview() {
   const silent = (data?.silent ?? []).map((/** @type {string} */ id) => ({ ...data.about.find((/** @type {any} */ one) => one.id === id), id, silent: state }));
   const only = data?.away ? ` of ${data.nodes.map(nodeName).join(", ")} only` : "";
   return html`<${Screen} title="Overview">
-    ${error && html`<${Problem} error=${error} />`}
+    ${error && html`<${Problem} error=${error} again=${() => call("GET", "overview").then(take, fail)} />`}
     ${!data && !error && html`<${Loading} rows=${8} />`}
     ${data &&
     html`<${Verdict} data=${data} />
@@ -198,7 +185,7 @@ function TileBox({ tile, points, now }) {
   const [number, unit = ""] = shown.split("\u202f");
   return html`<div class="tile">
     <p class="label" key="label">${tile.label}</p>
-    <p class="big" key=${`big ${shown}`}>${number}<span class="unit">${unit}${tile.unit}</span></p>
+    <p class="big" key=${`big ${shown}`}>${number}<span class="unit">${last ? unit + tile.unit : ""}</span></p>
     <${Spark} key="spark" points=${points} now=${now} most=${most} found=${found} point=${point} label=${`${tile.label}, ten minutes: at most ${tile.show(most)}${tile.unit}, now ${shown}${tile.unit}`} />
     <p class="caption" key=${found ? `at ${found.t}` : `most ${tile.show(most)}`}>
       ${found
