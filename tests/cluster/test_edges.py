@@ -205,7 +205,7 @@ def test_restart_of_all_workers_causes_webhooks_only_for_members_that_do_not_ret
                 return
             assert away > HELD_SECONDS, receiver.events[before:]  # a slow machine: the members returned too late
             wait_until(lambda: believed(receiver) == set(), "all have left")
-        pytest.skip("this machine is too slow: the members do not return in time")
+        raise AssertionError("the members have not returned in time in three tries: this machine is too slow")
 
 
 def test_a_stop_of_all_workers_without_a_folder_sends_that_all_have_left(receiver: Receiver) -> None:
