@@ -1,4 +1,4 @@
-"""The names of an app's channels in an order that pages can follow while channels begin and end. Pure.
+"""The names of an app's channels, in an order that stays valid for pages while channels begin and end. Pure.
 
 The checksum of a name determines its bucket, so a channel is always in the same bucket. A page reads whole buckets in the order
 of their numbers. Its cursor is the number of a bucket, and the last name that the page contains of this bucket. So each channel

@@ -234,8 +234,8 @@ class Claimed(msgspec.Struct, frozen=True, gc=False):
     """The result of `Sessions.claim`.
 
     generation: a number that is greater than those of all earlier connections of the client.
-    session: the absent session that the connection resumes; None if the connection begins a new session. The will is not due any
-    more, unless the connection ends before CONNACK, and saves the session again.
+    session: the absent session that the connection resumes; None if the connection begins a new session. The claim cancels the
+    session's will. If the connection ends before CONNACK, it saves the session again, with the will.
     crashed: whether the state of the session is older than the end of its last connection.
     ended: the session that the claim has ended, with its will; None if there was no such session. The caller confirms it as it
     confirms those of `Sessions.due`.

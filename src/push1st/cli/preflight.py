@@ -29,7 +29,7 @@ Level = Literal["error", "note"]
 _OF_THE_KERNEL = ("/proc", "/sys")
 """file systems in which no user can create a file, whatever the permissions of the folders"""
 DENIED = "Permission denied"
-"""the reason that only this user has"""
+"""the reason of an error that other users may not have"""
 SHOWN = 3
 """the maximum number of files that a note lists"""
 

@@ -132,4 +132,4 @@ class ConsoleDoor:
             learnt |= self._sessions.end(nonce, ends, self.now())
             self._live.end_session(nonce)
         if learnt:
-            self._exchanged_with = set()  # an exchange that has begun before lacks these sessions, and changes the former set
+            self._exchanged_with = set()  # an exchange that still runs lacks these sessions, and changes the replaced set

@@ -2,9 +2,10 @@
 
 An operator watches through the console of one worker. This worker sends the watch to all workers every `RENEW_SECONDS`, so a
 worker that starts later gets the watch too. Each worker has a tap while it has watches, and sends batches of events to the worker
-of the operator, which forwards them without decoding them. If the operator's socket ends, the watch ends immediately; if the
-operator's worker is lost, the watch ends on the other workers after `WATCH_SECONDS`. If the operator's network or browser is too
-slow for the events, the worker of the operator only counts the events of whole batches, so that the socket stays open.
+of the operator, which forwards them without decoding them. If the operator stops the watch or closes the tab, the watch ends
+immediately; if the operator's worker is lost, the watch ends on the other workers after `WATCH_SECONDS`. If the operator's
+network or browser is too slow for the events, the worker of the operator only counts the events of whole batches, so that the
+socket stays open.
 """
 
 import asyncio

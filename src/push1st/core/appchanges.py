@@ -5,7 +5,7 @@ renew the values that other objects have derived from the configuration. Clients
 the new configuration. This module adds the effects on connections: the clients of a removed or disabled app leave in slices.
 
 A removed app stays in the worker until its last client has left. Its history, retained messages and sessions stay in the broker
-until their own expiry. If the app is added again before, it gets them back.
+until their own expiry. If the app is added again before they expire, it has them again.
 `push1st app remove --purge` deletes them in the broker.
 """
 

@@ -1,9 +1,9 @@
 """Subscription counts: the number of a channel's subscribers, sent to these subscribers (Pusher protocol, section 3).
 
 `Counts.tick` runs once a second. If the worker has not sent a channel's count since the start of the last tick, it sends the
-count at once after a change. Otherwise the next tick sends one count for all changes. So a worker sends few counts
-even if thousands of clients subscribe.
-For a channel of more than `LARGE_CHANNEL` subscribers, all workers together send one count per `COUNT_SECONDS`.
+count immediately after a change. Otherwise, the next tick sends one count for all changes. So a worker sends few counts even if
+thousands of clients subscribe. For a channel of more than `LARGE_CHANNEL` subscribers, all workers together send one count per
+`COUNT_SECONDS`.
 """
 
 from asyncio import sleep

@@ -197,7 +197,7 @@ class Fanout:
     def direct(self, subscriber: Subscriber, frame: bytes, is_ahead: bool = False) -> None:
         """Queues a frame for one connection, after all pending frames of the channels to which the connection is subscribed.
 
-        `is_ahead`: whether the frame is queued before the frames that are pending in lanes instead.
+        `is_ahead`: whether the frame is queued before the frames that are pending in lanes, and not after them.
         """
         if self._lanes and not is_ahead:
             self.flush_subscriber(subscriber)

@@ -1,4 +1,5 @@
-"""The figures of apps on this worker, for `push1st status` and the console. Nothing is counted unless they are requested."""
+"""The figures of apps on this worker, for `push1st status` and the console. The worker counts them only when they are
+requested."""
 
 from collections.abc import Iterable
 

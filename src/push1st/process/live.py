@@ -49,7 +49,7 @@ class LiveConfig:
         self._prepared = None
         self._newest += 1
         number = self._newest
-        # Another thread does what takes long: the first import of a library, and the comparison of many apps.
+        # Another thread executes the slow steps: the first import of a library, and the comparison of many apps.
         await asyncio.to_thread(_import_transports, config)
         changes = await asyncio.to_thread(self._apps.compare, config.apps)
         if number != self._newest:

@@ -59,7 +59,7 @@ class SessionEnds:
         """the clients whose connection has ended, although the server has not received the end"""
 
     def add(self, one: DueSession) -> None:
-        """Lets `due` return a session."""
+        """Adds a session to those that `due` returns."""
         self._local.append(one)
 
     def missed(self, key: ClientKey) -> None:

@@ -259,7 +259,7 @@ def _suffix(is_anonymous: bool) -> str:
 
 
 def listed_name(filter: str) -> str:
-    """Returns the name of a log in `BASE:f`. The logs without wildcards have one entry, because only the server knows them."""
+    """Returns the name of a log in `BASE:f`. All logs without wildcards share one entry, as nodes do not store them."""
     return EXACT_LOGS if not filter.startswith(SHARE) and is_exact(filter) else filter
 
 

@@ -134,7 +134,7 @@ def decode_released(data: bytes) -> tuple[int, str, str]:
 class GroupDelivery(NamedTuple):
     """A message of a group, for a node with members of the group.
 
-    id: the id of the entry; 0 if no entry exists, and the message is lost with the node.
+    id: the id of the entry; 0 if no entry exists; then the message is lost if the node dies.
     tried: the nodes whose members may not receive the message, each one after a slash; and a slash at the end.
     data: a batch with the message.
     """

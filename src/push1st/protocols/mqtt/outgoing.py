@@ -269,7 +269,7 @@ class Outgoing(Generic[Item]):
             if self.on_ended is not None and item is not RELEASE:
                 self.on_ended(cast(Item, item))
             if is_error:
-                # [MQTT-4.4.0-2]: an error ends the message.
+                # [MQTT-4.4.0-2]: after an error, the message is not sent again.
                 del inflight[packet_id]
             elif item is not RELEASE:
                 # [MQTT-4.3.3-5]: the PUBREL is unacknowledged from now on. [MQTT-4.3.3-6]: the PUBLISH is never sent again.

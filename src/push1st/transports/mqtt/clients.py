@@ -226,7 +226,7 @@ class MqttClients:
     ) -> None:
         """Stores or ends the session of a connection that ends, and then publishes its will.
 
-        Another worker may have taken the client over. Then this worker changes nothing, and the other worker has the will.
+        If another worker has taken the client over, this worker changes nothing, and the other worker has the will.
 
         ended: a function that ends the session on this worker, and returns its state. sender: the messages to the client.
         """

@@ -142,7 +142,7 @@ class LastingSession:
         key = self._app, self._client_id, self.generation, filter, self._is_anonymous
         end = await self._sessions.logs.watch(*key, is_known=True)
         if self.cursors is None or filter not in self.cursors or (client.closed and not self.expiry):
-            await self._sessions.logs.unwatch(*key)  # the subscription has ended meanwhile
+            await self._sessions.logs.unwatch(*key)  # the subscription has ended during the request
         elif end is not None:
             self.cursors[filter] = end
 

@@ -1,7 +1,8 @@
 """Publishes the wills of MQTT clients: the messages of clients whose connections end without a normal DISCONNECT (§3.1.2.5).
 
 A client has no connection and often no session any more when the server publishes its will. So the will contains the rights
-of the client. The server checks them a second time, with the configuration of that time and with the app's backend.
+of the client. When the server publishes the will, it checks these rights again, with the present configuration and with the app's
+backend.
 
 Thousands of connections may end in one turn. So each turn publishes some wills, and further wills wait (`TurnWork`).
 """
