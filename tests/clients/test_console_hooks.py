@@ -117,6 +117,25 @@ def test_letters_are_shown_and_redriven_once_the_endpoint_works(receiver: Receiv
         assert "canary-secret" not in server.output + operator.get("/api/apps/app-test/hooks").body.decode()
 
 
+def test_removed_endpoint_is_shown_while_its_events_wait(receiver: Receiver) -> None:
+    with console(CONFIG, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        receiver.act = lambda _: "stall"
+        occupy(server, "c1", "c2")
+
+        def states() -> list[tuple[bool, int]]:
+            return [(one["removed"], one["queued"]) for one in operator.get("/api/apps/app-test/hooks").json["hooks"]]
+
+        wait_until(lambda: states() == [(False, 2)], "two events that wait")
+        (server.folder / "apps" / "apps.yml").write_text(json.dumps({"app-test": APP}))
+        server.signal(signal.SIGHUP)
+        wait_until(lambda: states() == [(True, 2)], "the removed endpoint with its events")
+        receiver.act = lambda _: 200
+        receiver._end.set()
+        wait_until(lambda: states() == [], "no endpoint, because its events are delivered")
+        assert sorted(channels(receiver)) == ["c1", "c2"]
+
+
 def test_letters_are_redriven_at_most_once_over_a_kill(receiver: Receiver) -> None:
     with console(CONFIG, apps(receiver)) as (server, operator):
         operator.sign_in()
