@@ -34,7 +34,8 @@ export function Apps({ params }) {
     <${Pager}
       data=${data && { ...data, away: "" }}
       shown=${apps?.length ?? 0}
-      noun=${data?.found > apps?.length ? `of ${whole(data.found)} apps` : apps?.length === 1 ? "app" : "apps"}
+      total=${data?.found}
+      noun=${data?.found === 1 ? "app" : "apps"}
       isFirst=${!after}
       first=${link("apps", { search })}
       next=${data?.next ? link("apps", { search, after: data.next }) : null}

@@ -30,7 +30,7 @@ export function Configuration({ params }) {
           id=${(/** @type {any} */ row) => `${row.role} ${row.address}`}
           columns=${[
             { key: "role", label: "Role", size: "m" },
-            { key: "address", label: "Address", show: (/** @type {any} */ row) => html`<${Name} of=${row.address} />` },
+            { key: "address", label: "Address", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.address} />` },
             { key: "tls", label: "TLS", size: "s", show: (/** @type {any} */ row) => (row.tls ? html`<${Badge} kind="ok">TLS<//>` : html`<${Badge} kind="plain">none<//>`) },
           ]}
         />
@@ -43,7 +43,7 @@ export function Configuration({ params }) {
           empty=${html`<p class="note">No listener uses TLS.</p>`}
           columns=${[
             { key: "listener", label: "Listener", size: "m" },
-            { key: "file", label: "File", show: (/** @type {any} */ row) => html`<${Name} of=${row.file} />` },
+            { key: "file", label: "File", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${row.file} />` },
             { key: "expires", label: "Expires", size: "t", show: (/** @type {any} */ row) => date(row.expires) },
             {
               key: "days",
@@ -91,7 +91,7 @@ function Keys({ settings, search, set }) {
       empty=${html`<${Empty} title="No key matches">Change the search, or clear it.<//>`}
       columns=${[
         { key: "key", label: "Key", show: (/** @type {any} */ row) => html`<${Name} of=${row.key} />` },
-        { key: "value", label: "Value", show: (/** @type {any} */ row) => html`<${Name} of=${show(row.value) + unit(row)} label="empty" />` },
+        { key: "value", label: "Value", wrap: true, show: (/** @type {any} */ row) => html`<${Name} of=${show(row.value) + unit(row)} label="empty" />` },
         { key: "origin", label: "Origin", show: (/** @type {any} */ row) => (row.origin === "default" ? html`<span class="faint">default</span>` : html`<${Name} of=${row.origin} />`) },
       ]}
     />

@@ -36,7 +36,7 @@ export function Hooks({ params }) {
         bones=${2}
         empty=${html`<${Empty} title="This app has no hooks">Add <code>webhooks</code> or <code>hook</code> to the app in the configuration, and reload the server.<//>`}
         columns=${[
-          { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />${row.removed && html` <span class="faint">not in the configuration any more; the server delivers what waits</span>`}` },
+          { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />${row.removed && html`<p class="faint">No longer in the configuration. The server still delivers what waits.</p>`}` },
           { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => state(row, isPart) },
           { key: "sent", label: "Delivered", size: "xs", number: true, show: (/** @type {any} */ row) => figure(row.sent) },
           { key: "queued", label: "Queued", size: "xs", number: true, show: (/** @type {any} */ row) => figure(row.queued) },
@@ -65,7 +65,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
   const [asking, ask] = useState(false);
   const letters = data?.letters;
   const able = (letters ?? []).filter((/** @type {any} */ row) => row.redrivable);
-  const picked = (letters ?? []).filter((/** @type {any} */ row) => chosen.has(row.id));
+  const picked = able.filter((/** @type {any} */ row) => chosen.has(row.id));
   /** @param {string} id */
   const toggle = (id) => {
     const next = new Set(chosen);
@@ -116,9 +116,14 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
         { key: "at", label: "Time", size: "t", show: (/** @type {any} */ row) => html`<${Time} at=${row.at} day />` },
         { key: "events", label: "Events", size: "t", show: (/** @type {any} */ row) => html`<${Name} of=${names(row)} />` },
         { key: "channel", label: "Channel", show: (/** @type {any} */ row) => html`<${Name} of=${place(row)} />` },
-        ...(isOne ? [] : [{ key: "endpoint", label: "Endpoint", show: (/** @type {any} */ row) => html`<${Name} of=${row.endpoint} />` }]),
-        { key: "reason", label: "Reason", size: "m", show: (/** @type {any} */ row) => html`<${Text} of=${REASONS[row.reason] ?? row.reason} />` },
-        { key: "redriven", label: "Redriven", size: "xs", show: (/** @type {any} */ row) => (row.redriven ? html`<${Time} at=${row.redriven.at} />` : html`<span class="faint">no</span>`) },
+        ...(isOne ? [] : [{ key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />` }]),
+        {
+          key: "reason",
+          label: "Reason",
+          size: "m",
+          wrap: true,
+          show: (/** @type {any} */ row) => html`<${Text} of=${REASONS[row.reason] ?? row.reason} />${row.redriven && html`<p class="faint">redriven at <${Time} at=${row.redriven.at} /></p>`}`,
+        },
         {
           key: "more",
           label: "Details",
@@ -153,8 +158,8 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       ${shown.cut && html`<p class="note">The beginning of ${bytes(shown.bytes)}.</p>`}
     <//>`}
     ${asking &&
-    html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" act=${redrive} close=${() => ask(false)}>
-      <p>The server queues them in the order they had, after what already waits, and delivers up to 100 a second. Each is delivered at most once more.</p>
+    html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" kind="primary" act=${redrive} close=${() => ask(false)}>
+      <p>The server queues their events again: the oldest first, after the events that wait already, and up to 100 letters a second. It redrives each letter once only.</p>
       ${endpoints.some((one) => one.retrying && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint does not accept events now, so they may become dead letters again.</p>`}
     <//>`}
   <//>`;

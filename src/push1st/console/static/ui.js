@@ -260,15 +260,15 @@ export function live(value) {
 
 /**
  * The way to the next page of a list.
- * @param {{data: any, shown: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
+ * @param {{data: any, shown: number, total?: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
  */
-export function Pager({ data, shown, noun, first, next, isFirst }) {
-  if (!data) return null;
+export function Pager({ data, shown, total = 0, noun, first, next, isFirst }) {
+  if (!data || (!shown && isFirst && !next && !data.away)) return null;
   const where = data.away ? ` of the worker ${data.from}; what the others have is not known now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
-    <p class="note">${whole(shown)} ${noun}${where}${isOnly ? "" : " on this page"}${examined && html` · ${examined}`}</p>
+    <p class="note">${whole(shown)}${total > shown && ` of ${whole(total)}`} ${noun}${where}${isOnly ? "" : " on this page"}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
     ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
   </nav>`;
@@ -367,9 +367,9 @@ export function Dialog({ title, close, children, actions }) {
 
 /**
  * Requests a confirmation before an action, and shows the error if the server rejects the action.
- * @param {{title: string, verb: string, act: () => Promise<unknown>, close: () => void, children?: Child}} props
+ * @param {{title: string, verb: string, kind?: string, act: () => Promise<unknown>, close: () => void, children?: Child}} props
  */
-export function Confirm({ title, verb, act, close, children }) {
+export function Confirm({ title, verb, kind = "danger", act, close, children }) {
   const [error, fail] = useState(/** @type {Error | null} */ (null));
   const [busy, work] = useState(false);
   const run = async () => {
@@ -387,7 +387,7 @@ export function Confirm({ title, verb, act, close, children }) {
     title=${title}
     close=${close}
     actions=${html`<button type="button" onClick=${close}>Cancel</button>
-      <button type="button" class="danger" disabled=${busy} onClick=${run}>${verb}</button>`}
+      <button type="button" class=${kind} disabled=${busy} onClick=${run}>${verb}</button>`}
   >
     ${children} ${error && html`<${Problem} error=${error} />`}
   <//>`;
