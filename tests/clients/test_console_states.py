@@ -36,6 +36,8 @@ VIEWS = ((360, "light"), (360, "dark"), (1280, "light"), (1280, "dark"))
 MANY = 10_000
 BATCH = 10
 """the number of events in one call of the API"""
+LABEL = "document.activeElement.labels?.[0].querySelector('span').textContent"
+"""the label of the field that has the focus"""
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +98,14 @@ def wait_for_figures(page: Site) -> None:
 HAPPENINGS = {"events": publish_an_event, "inspector": cause_events, "overview": wait_for_figures}
 
 
-def fill(page: Site, channel: str) -> None:
+def fill(page: Site, channel: str, event: str = "order") -> None:
     """Fills in the form of the event creator with the keyboard, and submits it."""
     page.go("events", app="app-test", channel=channel)
     until(page.tab, f"document.querySelector('[data-search]').value === {json.dumps(channel)}")
     page.tab.evaluate("document.querySelector('[data-search]').focus()")
     page.tab.press("Tab")
-    page.tab.write("order")
+    page.tab.evaluate("document.activeElement.select()")
+    page.tab.write(event)
     page.tab.press("Enter", "\r")
 
 
@@ -217,8 +220,9 @@ def test_screens_with_the_refusals_of_the_server(page: Site) -> None:
     page.begin("apps", after="nothing\x00")
     until(page.tab, "Boolean(document.querySelector('.problem'))")
     found |= look(page, "refused", "apps")
-    fill(page, "n" * 300)
-    until(page.tab, "Boolean(document.querySelector('.problem'))")
+    for channel, event, field in (("news", "pusher:hello", "Event name"), ("n" * 300, "order", "Channel")):
+        fill(page, channel, event)
+        until(page.tab, f"document.activeElement.ariaInvalid === 'true' && {LABEL} === {json.dumps(field)}")
     found |= look(page, "refused", "events")
     page.tab.call("Network.enable")
     page.tab.go_offline(True)

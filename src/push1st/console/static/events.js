@@ -1,6 +1,6 @@
 // @ts-check
 /** The event creator: publishes an event like a backend, and keeps the last twenty in memory. */
-import { html, useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { away, call, link, path, useStore } from "./data.js";
 import { bytes, clock } from "./text.js";
 import { Badge, Choice, Empty, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
@@ -38,6 +38,11 @@ export function Events({ params }) {
     if (channel) put({ to: "channel", target: channel });
     if (user) put({ to: "user", target: user });
   }, [channel, user]);
+  const element = useRef(/** @type {HTMLFormElement | null} */ (null));
+  const faulty = faultyField(error?.message ?? "");
+  useEffect(() => {
+    if (error) /** @type {HTMLElement | null | undefined} */ (element.current?.querySelector("[aria-invalid=true]"))?.focus();
+  }, [error]);
   /** @param {Event} event */
   const submit = async (event) => {
     event.preventDefault();
@@ -59,11 +64,11 @@ export function Events({ params }) {
     work(false);
   };
   return html`<${Screen} title="Event creator" lead="Publishes an event as your backend would, within the limits of the app.">
-    <form class="panel form" onSubmit=${submit}>
+    <form class="panel form" ref=${element} onSubmit=${submit}>
       <div class="fields">
         <${Choice} label="To" value=${form.to} put=${(/** @type {string} */ to) => put({ to })} options=${[["channel", "a channel"], ["user", "a user"]]} />
-        <${Line} label=${form.to === "user" ? "User id" : "Channel"} search invalid=${/^channel|^user/i.test(error?.message ?? "")} value=${form.target} put=${(/** @type {string} */ target) => put({ target })} />
-        <${Line} label="Event name" value=${form.name} put=${(/** @type {string} */ name) => put({ name })} />
+        <${Line} label=${form.to === "user" ? "User id" : "Channel"} search invalid=${faulty === "target"} value=${form.target} put=${(/** @type {string} */ target) => put({ target })} />
+        <${Line} label="Event name" invalid=${faulty === "name"} value=${form.name} put=${(/** @type {string} */ name) => put({ name })} />
       </div>
       <label class="field">
         <span>Data</span>
@@ -71,7 +76,8 @@ export function Events({ params }) {
           rows="8"
           spellcheck=${false}
           value=${form.data}
-          aria-describedby="json-state"
+          aria-describedby=${faulty === "data" ? "refusal" : "json-state"}
+          aria-invalid=${faulty === "data"}
           onInput=${(/** @type {any} */ event) => put({ data: event.target.value })}
         ></textarea>
       </label>
@@ -81,9 +87,9 @@ export function Events({ params }) {
         </p>
         <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
-      ${error && html`<${Problem} error=${error} />`}
+      ${error && html`<div id="refusal"><${Problem} error=${error} /></div>`}
     </form>
-    <${Section} title="Sent from this tab" lead=${`Those of this app among the last ${MAX_KEPT} events. The tab keeps them in memory until you close it.`}>
+    <${Section} title="Sent from this tab" lead=${`The events of this app among the last ${MAX_KEPT}. The tab keeps them in memory until you close it.`}>
       <${Table}
         caption="Published events"
         rows=${sent.filter((row) => row.app === app)}
@@ -95,7 +101,7 @@ export function Events({ params }) {
             key: "target",
             label: "To",
             show: (/** @type {any} */ row) =>
-              html`<${Name} of=${row.form.target} href=${row.form.to === "user" ? link("connections", { app: row.app, user: row.form.target }) : link("channel", { app: row.app, name: row.form.target })} />`,
+              html`<${Name} of=${row.form.target} href=${row.kind !== "ok" ? undefined : row.form.to === "user" ? link("connections", { app: row.app, user: row.form.target }) : link("channel", { app: row.app, name: row.form.target })} />`,
           },
           { key: "name", label: "Event", size: "l", show: (/** @type {any} */ row) => html`<${Name} of=${row.form.name} />` },
           { key: "bytes", label: "Size", size: "s", number: true, show: (/** @type {any} */ row) => bytes(row.bytes) },
@@ -127,6 +133,7 @@ function Line({ label, value, put, search = false, invalid = false }) {
       type="text"
       required
       aria-invalid=${invalid}
+      aria-describedby=${invalid ? "refusal" : undefined}
       value=${value}
       data-search=${search ? "" : undefined}
       autocomplete="off"
@@ -134,6 +141,13 @@ function Line({ label, value, put, search = false, invalid = false }) {
       onInput=${(/** @type {any} */ event) => put(event.target.value)}
     />
   </label>`;
+}
+
+/** Returns the field that a refusal of the server is about; "" if it is about none. @param {string} refusal */
+function faultyField(refusal) {
+  if (/^(a )?channel|^user/i.test(refusal)) return "target";
+  if (/^name |^event name/.test(refusal)) return "name";
+  return /^The data /.test(refusal) ? "data" : "";
 }
 
 /** Returns why a text is not JSON, a moment after its last change; "" if it is JSON. @param {string} text */
