@@ -6,6 +6,8 @@ import { nodeName } from "./text.js";
 const CALL_SECONDS = 15;
 const SESSION_SECONDS = 300;
 const CLOSE_SECONDS = 30;
+/** The seconds after which a call is repeated that was refused with 503, for example because the broker is away. */
+const UNAVAILABLE_SECONDS = 5;
 /** An overview arrives every few seconds. If none arrives for so long, the worker of the channel does not run. */
 const SILENT_SECONDS = 10;
 const RETRY_SECONDS = [0.3, 1, 2, 4, 8];
@@ -242,14 +244,15 @@ export function useCall(path, every = 0) {
     );
     return () => aborter.abort();
   }, [path, turn]);
+  const seconds = every || (state.error?.status === 503 ? UNAVAILABLE_SECONDS : 0);
   useEffect(() => {
-    if (!every) return undefined;
+    if (!seconds) return undefined;
     const timer = setInterval(() => {
       const { busy, data } = latest.current;
       if (!document.hidden && !busy && data?.complete !== false) again((n) => n + 1);
-    }, every * 1000);
+    }, seconds * 1000);
     return () => clearInterval(timer);
-  }, [every]);
+  }, [seconds]);
   useEffect(() => away.listen(() => away.value || again((n) => n + 1)), []);
   const isOther = path !== state.path && resource(path) !== resource(state.path);
   return {

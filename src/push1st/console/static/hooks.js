@@ -137,6 +137,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       shown=${letters?.length ?? 0}
       noun=${letters?.length === 1 ? "dead letter" : "dead letters"}
       isFirst=${!after}
+      whose="machine of"
       first=${link("hooks", { app, endpoint })}
       next=${data?.next ? link("hooks", { app, endpoint, after: data.next }) : null}
     />

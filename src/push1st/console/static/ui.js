@@ -178,14 +178,15 @@ export function Loading({ rows = 5 }) {
 }
 
 /**
- * The nodes that have not answered, and why this worker answers alone.
+ * The workers that have not answered.
  * @param {{data: any}} props
  */
 export function Missing({ data }) {
   const names = data?.missing ?? [];
   if (!names.length) return null;
+  if (names.length === 1) return html`<p class="problem" role="status">The worker <${Node} of=${names[0]} /> has not answered, so its part is missing here.</p>`;
   return html`<p class="problem" role="status">
-    ${names.length === 1 ? "One node has not answered, so its part is missing here" : `${whole(names.length)} nodes have not answered, so their parts are missing here`}:
+    ${whole(names.length)} workers have not answered, so their parts are missing here:
     ${names.slice(0, 10).map((/** @type {string} */ name) => html` <${Node} key=${name} of=${name} />`)}${names.length > 10 && " …"}
   </p>`;
 }
@@ -260,11 +261,12 @@ export function live(value) {
 
 /**
  * The way to the next page of a list.
- * @param {{data: any, shown: number, total?: number, noun: string, first: string, next: string | null, isFirst: boolean}} props
+ * @param {{data: any, shown: number, total?: number, noun: string, first: string, next: string | null, isFirst: boolean, whose?: string}} props
+ *   whose: whose list it is while the broker is away: of one worker, or of its machine
  */
-export function Pager({ data, shown, total = 0, noun, first, next, isFirst }) {
+export function Pager({ data, shown, total = 0, noun, first, next, isFirst, whose = "worker" }) {
   if (!data || (!shown && isFirst && !next && !data.away)) return null;
-  const where = data.away ? ` of the worker ${data.from}; what the others have is not known now` : "";
+  const where = data.away ? ` of the ${whose} ${data.from}; those of other ${whose.split(" ")[0]}s are unknown now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
