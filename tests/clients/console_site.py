@@ -110,7 +110,7 @@ FAULTS = ("odd", "ragged", "wide", "cut")
 
 
 class Site:
-    """A server with a console, its broker and clients, and a page of the console. mqtt: the port of MQTT."""
+    """A server with a console, its broker and clients, and a browser's tab with the console. mqtt: the port of MQTT."""
 
     def __init__(self, server: ServerProcess, broker: Valkey, operator: Operator, browser: Browser, mqtt: int) -> None:
         self.server = server
@@ -123,7 +123,7 @@ class Site:
         _load_axe(self.tab)
 
     def open(self, script: str = "") -> Tab:
-        """Opens a page of the console. script: JavaScript that runs before the page."""
+        """Opens the console in a tab. script: JavaScript that runs before the console's scripts."""
         return Tab(self.browser, self.url, f"{WATCHERS};{script}")
 
     @contextlib.contextmanager

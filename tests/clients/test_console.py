@@ -1,6 +1,6 @@
-"""The pages of the console in a real Chromium: every screen, hostile names, the keyboard, live figures, and losses.
+"""The console in a real Chromium: every screen, hostile names, the keyboard, live figures, and losses.
 
-The pictures of the pages are in the folder `.pictures`. `test_console_states.py` has the other states.
+The pictures of the screens are in the folder `.pictures`. `test_console_states.py` has the other states.
 """
 
 import contextlib

@@ -123,7 +123,7 @@ def test_lists_are_refused_for_wrong_parameters(place: Place) -> None:
     assert place.refused(f"{CHANNELS}?kind=x")[0] == 400
     assert place.refused(f"{CHANNELS}?after=x") == (
         400,
-        "this part of the list does not exist any more: begin with the first page",
+        "this page of the list does not exist any more: begin with the first page",
     )
     assert place.refused(f"{CHANNELS}?limit=500")[0] == 400
     assert place.refused(f"{CHANNELS}/%23server-to-user-1") == (400, "channel names that begin with # are reserved")

@@ -1,4 +1,4 @@
-"""The scripts of the console's page: the library in them is the published one, and TypeScript finds no mistake in them."""
+"""The scripts of the console: the library in them is the published one, and TypeScript finds no mistake in them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The pages of the console in all states, at both widths and in both themes: checked, and pictured for people who look at them.
+"""The screens of the console in all states, at both widths and in both themes: checked, and pictured for readers.
 
 The pictures are in the folder `.pictures`.
 """

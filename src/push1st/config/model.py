@@ -289,7 +289,7 @@ class ConsoleConfig(_Discreet, frozen=True, kw_only=True):
     """The console: web pages for the operators of the server.
 
     password: the password of the operators, or its hash as `push1st console password` prints it; "" switches the console off.
-    origin: the origin of the console's pages in browsers, if a proxy forwards them; "" for the address of the listener.
+    origin: the origin of the console in browsers, if a proxy forwards it; "" for the address of the listener.
     proxies: addresses of proxies whose `X-Forwarded-For` the console accepts.
     """
 

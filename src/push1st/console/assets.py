@@ -1,4 +1,4 @@
-"""The files of the console's pages, from the folder `static` of the package.
+"""The static files of the console, from the folder `static` of the package.
 
 Every file is served below `static/HASH/`, where HASH names the content of all files, and browsers keep it for a year. Only
 `index.html` is at a fixed path; it refers to the other files by paths that contain the hash. The comments of scripts and styles

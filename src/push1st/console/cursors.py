@@ -12,7 +12,7 @@ from push1st.errors import Refused
 
 MAX_DATA = 10_000
 """the maximum number of bytes of an event's data in an answer"""
-NO_CURSOR = "this part of the list does not exist any more: begin with the first page"
+NO_CURSOR = "this page of the list does not exist any more: begin with the first page"
 MAX_CURSOR = 12_000
 """the maximum number of bytes of a cursor; a request has at most `protocols.http.MAX_HEAD` bytes before its body"""
 MAX_PLACES = 50

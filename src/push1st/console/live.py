@@ -121,7 +121,7 @@ class LiveSocket(SocketOwner):
             self._transport.write(text_frame(message))
 
     def _end_unread(self) -> None:
-        self.close(4100, "the page does not read its messages")
+        self.close(4100, "the browser does not read its messages")
 
     def pause_writing(self) -> None:
         self.is_behind = True

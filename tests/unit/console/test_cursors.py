@@ -30,7 +30,7 @@ def test_cursor_returns_its_places() -> None:
 
 @pytest.mark.parametrize("cursor", ["x", "!", "gaFhAQ", "é", "kA", "=" * 9])
 def test_other_text_is_no_cursor(cursor: str) -> None:
-    with pytest.raises(Refused, match="this part of the list does not exist any more"):
+    with pytest.raises(Refused, match="this page of the list does not exist any more"):
         places_of(cursor)
 
 
