@@ -18,7 +18,7 @@ channel_filters = (
     .map(lambda parts: ".".join((*parts[0], parts[1])))
     .filter(bool)
 )
-"""filters in the form of channels"""
+"""filters, written as channel names"""
 packet_ids = st.integers(1, 65_535)
 qualities = st.integers(0, 2)
 pairs = st.lists(st.tuples(st.sampled_from(["event", "a"]) | texts, texts), max_size=3)

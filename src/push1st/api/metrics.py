@@ -1,7 +1,7 @@
 """The endpoint `/metrics`: the counters and gauges of this worker and of all other workers, as text.
 
-A worker collects its figures on the event loop, because they must not change meanwhile. A thread writes them as text. A scrape of
-several workers requests the lines of each worker, so that no worker writes thousands of series of the others.
+A worker collects its figures on the event loop, because they must not change during the collection. A thread writes them as text.
+A scrape of several workers requests the lines of each worker, so that no worker writes thousands of series of the others.
 
 Only trusted callers get the metrics, because the metrics contain the names of apps.
 """

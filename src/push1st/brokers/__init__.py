@@ -190,7 +190,7 @@ the other workers send no messages of these channels"""
 class NodeFilters(Protocol):
     """The filters with wildcards of this worker, and its groups, which the other workers must know before they publish.
 
-    The name of a filter is the filter itself, in the form of a channel. The name of a group is `$share/GROUP/FILTER`.
+    The name of a filter is the filter itself, written as a channel name. The name of a group is `$share/GROUP/FILTER`.
 
     A publisher sends a message to the topic of its channel, and one copy to each worker with a matching filter. So a worker with
     a subscriber of the channel and a matching filter gets the message twice. It may also get more copies.

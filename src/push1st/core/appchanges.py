@@ -94,7 +94,7 @@ class AppChanges:
 
     async def _end(self, app: App) -> None:
         def end(client: Client) -> bool:
-            if app.config.enable:  # the app was enabled again meanwhile
+            if app.config.enable:  # the app was enabled again after this task began
                 return False
             client.disconnect(4003, ENDED)
             return True

@@ -1,9 +1,9 @@
 """The interfaces through which the server notifies backends and requests decisions from backends; the registry of transports.
 
 `HookDispatcher.on_event` takes each hook event (`messages.HookEvent`). The module `debounce` delays events that report a vacated
-channel or a removed member, and drops a delayed event if the opposite event arrives meanwhile. The module `formats` encodes an
-event for each endpoint. The module `queue` keeps the event until a `HookEndpoint` (`endpoint`) delivers the event through a
-`HookTransport`. The module `authorize` requests decisions through the same transports, without a queue.
+channel or a removed member, and drops a delayed event if the opposite event arrives during the delay. The module `formats`
+encodes an event for each endpoint. The module `queue` keeps the event until a `HookEndpoint` (`endpoint`) delivers the event
+through a `HookTransport`. The module `authorize` requests decisions through the same transports, without a queue.
 
 These modules depend on no nodes, sessions or client transports; the node calls these modules. A new kind of endpoint needs a
 module in this package with a `HookTransport`, and a line in `TRANSPORTS`.

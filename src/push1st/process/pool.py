@@ -263,7 +263,7 @@ class Pool:
         Raises ConfigError if a worker cannot use the configuration or does not reply; then the workers run as before.
         """
         async with contextlib.AsyncExitStack() as stack:
-            for slot in self.slots:  # no worker may start with the old configuration meanwhile
+            for slot in self.slots:  # no worker may start with the old configuration during the reload
                 await stack.enter_async_context(slot.changing)
             workers = [slot.worker for slot in self.slots if slot.worker is not None]
             packed = pack(self._for_workers(with_ports(config, self._sockets.all())))

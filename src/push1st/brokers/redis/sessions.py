@@ -400,7 +400,7 @@ class RedisSessions:
         is_anonymous = known.claim.owner.kind == "anonymous"
         for filter in () if session is None else session.watched:
             ends[filter] = await self.logs.watch(*key, known.generation, filter, is_anonymous)
-        session = self.copy_of(*key, known.generation)  # the subscriptions may have changed meanwhile
+        session = self.copy_of(*key, known.generation)  # the subscriptions may have changed during the request
         if session is None or self._clients.get(key) is not known:
             return
         kept = []

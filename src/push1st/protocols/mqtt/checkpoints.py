@@ -51,7 +51,7 @@ class Checkpoint(Generic[Ends]):
             # The messages that waited are in flight now, and perhaps also later ones, which delay the checkpoint.
             self.packet_ids = set(deliveries.unreceived)
         elif self.packet_ids:
-            # An id may belong to a later message meanwhile, which delays the checkpoint.
+            # An id may now belong to a later message, which delays the checkpoint.
             self.packet_ids.intersection_update(deliveries.unreceived)
         return not self.packet_ids
 

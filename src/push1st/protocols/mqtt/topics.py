@@ -48,7 +48,7 @@ def topic_of(channel: str) -> str | None:
 
 
 def name_of(filter: str) -> str:
-    """Returns a filter in the form of a channel: its levels are separated by dots. The group of a shared filter is unchanged."""
+    """Returns a filter, written as a channel name (with dots between its levels). The group of a shared filter is unchanged."""
     if not filter.startswith(SHARE):
         return channel_of(filter)
     group, slash, rest = filter[len(SHARE) :].partition("/")

@@ -247,7 +247,7 @@ class MqttConnection(MqttInput):
         session.owner = identity.owner(client.user)
         await self._clients.pace(client.app.config.id, session.client_id)
         if self._transport is LOST and self._clients.is_connected(client.app.config.id, session.client_id):
-            self._release()  # the client has connected again meanwhile
+            self._release()  # the client has connected again during the wait
         if self._closing:
             return
         app = client.app.config.id

@@ -118,7 +118,7 @@ class GroupMember:
 class SharedGroup:
     """The clients that share a filter (`wildcards.FilterSubscriber`).
 
-    name: `$share/GROUP/FILTER`, with FILTER in the form of a channel. filter: FILTER.
+    name: `$share/GROUP/FILTER`, with FILTER written as a channel name. filter: FILTER.
     remote: the groups of this worker in the shared broker; None if the broker is not shared.
     """
 
@@ -339,7 +339,7 @@ class SharedGroups:
             await self.remote.confirmed(group.app.config.id, group.name)
 
     def _ended(self, item: OwnMessage) -> None:
-        """Ends a message that a client has acknowledged, or that is dropped."""
+        """Ends the delivery of a message that a client has acknowledged, or that is dropped."""
         if isinstance(item, GroupMessage) and item.entry and self.remote is not None:
             self.remote.end([item.entry])
 

@@ -56,7 +56,7 @@ class Matching(NamedTuple):
 
 
 class Overlaps:
-    """The filters of one client that overlap. filters: these filters, in the form of channels."""
+    """The filters of one client that overlap. filters: these filters, written as channel names."""
 
     __slots__ = ("_client", "_further", "_matching", "_version", "filters")
 
@@ -123,7 +123,7 @@ def _merged(wires: Sequence[MqttOwnWire]) -> MergedOptions:
 
 
 def overlapping(client: Session, filter: str) -> list[str]:
-    """Returns the filters of a client that overlap a new filter. filter: in the form of a channel."""
+    """Returns the filters of a client that overlap a new filter. filter: the new filter, written as a channel name."""
     others = client.filters or ()
     if filter.startswith("#") and filter != "#":  # a user's channel, which no filter matches
         return []

@@ -90,7 +90,7 @@ async def claim(session: MqttSession, clean: bool, expiry: int) -> None:
 
 
 async def _begin(session: MqttSession, sessions: Sessions, claimed: Claimed, expiry: int) -> None:
-    """Creates `session.lasting`, or ends the session if the connection has ended meanwhile. Raises Refused(503)."""
+    """Creates `session.lasting`, or ends the session if the connection has ended during the request. Raises Refused(503)."""
     client, app = session.client, session.client.app.config.id
     if not expiry and claimed.session is None:
         if client.closed and sessions.shared:
@@ -187,7 +187,7 @@ async def resume(session: MqttSession) -> bool:
 
 
 def _return(session: MqttSession, missed: Iterable[OwnMessage]) -> None:
-    """Gives the messages of groups that the session has taken to other members, because the connection has ended meanwhile."""
+    """Gives the group messages of the session to other members, because the connection ended during the resumption."""
     taken = [(one.group, one.message, one.entry) for one in missed if isinstance(one, GroupMessage)]
     session.clients.groups.give_back(session.client.app.config.id, taken)
 
@@ -277,7 +277,7 @@ class MissedMessages:
         """the number of messages that were read or compared in this turn"""
 
     async def read(self, subscriptions: Collection[SavedSubscription]) -> list[OwnMessage]:
-        """Returns the messages for the subscriptions of the client; none if the connection ends meanwhile."""
+        """Returns the messages for the subscriptions of the client; none if the connection ends during the request."""
         session = self._session
         early = _live(session)
         for one in subscriptions:

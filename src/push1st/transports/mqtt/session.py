@@ -164,7 +164,7 @@ class MqttSession:
     def move(self, filter: str, wire: Wire, deliver: Write | None) -> None:
         """Moves a subscription to another wire; no message is lost [MQTT-3.8.4-4]. Does nothing without the subscription.
 
-        filter: in the form of a channel. deliver: see `wire`.
+        filter: the filter, written as a channel name. deliver: see `wire`.
         """
         client = self.client
         own = client.subscriptions.get(filter)
@@ -176,7 +176,7 @@ class MqttSession:
             client.node.wildcards.move(client.app, client, filter, wire, deliver)
 
     def overlaps(self, filter: str) -> bool:
-        """Returns whether a filter of the client overlaps others, or did before they ended. filter: in the form of a channel."""
+        """Returns whether a filter of the client overlaps others, or did before they ended. filter: written as a channel name."""
         overlaps = None if self.sender is None else self.sender.overlaps
         return overlaps is not None and filter in overlaps.filters
 
@@ -236,7 +236,7 @@ class MqttSession:
         return 0 if self.lasting is None else self.lasting.expiry
 
     def is_logged(self, filter: str) -> bool:
-        """Returns whether the client has a filter with QoS 1 or 2. filter: in the form of a channel."""
+        """Returns whether the client has a filter with QoS 1 or 2. filter: written as a channel name."""
         one = self.client.subscriptions.get(filter)
         group = (self.shared or {}).get(filter_of(filter)) if filter.startswith(SHARE) else None
         if group is not None:
