@@ -237,7 +237,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
 
     assert {status for _, status, _, _ in published[0].answers} == {200}
     assert {status for _, status, _, _ in published[1].answers} == {200, 503}
-    assert max(ended - began for one in published for _, _, began, ended in one.answers) < 2.5
+    assert max(ended - began for one in published for _, _, began, ended in one.answers) < 5
     assert published[1].acknowledged(blocked + 0.1, gone) == []
     for client in [*near, *far]:
         seen = until_last(client, 2)

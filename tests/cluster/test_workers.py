@@ -323,6 +323,7 @@ def first_answer(port: int, path: str) -> str:
         for connection in connections:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         ready, _, _ = select.select(connections, [], [], DEADLINE)
+        assert ready, "no worker answers"
         answer = b""
         while data := ready[0].recv(65536):
             answer += data
