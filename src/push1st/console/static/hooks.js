@@ -87,7 +87,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       ${all ? "Select none" : able.length === letters?.length ? "Select all on this page" : `Select the ${whole(able.length)} that can be redriven`}
     </button>
     <button type="button" class="primary" disabled=${!picked.length} onClick=${() => ask(true)}>Redrive ${picked.length ? `${whole(picked.length)} selected` : "selected"}</button>`;
-  return html`<${Section} title="Dead letters" lead="Hook events that the server gave up on, the newest first. A redrive queues them again." actions=${actions}>
+  return html`<${Section} title="Dead letters" lead="Hook events that the server does not retry any more, the newest first. A redrive delivers them again." actions=${actions}>
     <${Missing} data=${data} />
     ${(data?.failed ?? []).map((/** @type {any} */ one) => html`<p class="problem" role="status">Without the dead letters of <b><${Text} of=${one.machine} /></b>: <${Text} of=${one.reason} /></p>`)}
     ${endpoints.length > 1 &&

@@ -84,7 +84,7 @@ export function Inspector({ params }) {
   const listed = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
   const counted = lost.reduce((sum, [, n]) => sum + n, 0);
   const tally = listed + (counted ? `, and ${whole(counted)} not listed` : "") + (paused ? ", paused" : "");
-  return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. Nothing is recorded while nobody watches." actions=${actions}>
+  return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. The server does not store these events." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
       <${Filter} label="Socket id" value=${socket} put=${(/** @type {string} */ text) => put({ socket: text })} />
