@@ -85,7 +85,8 @@ class Overview:
         self._samples = Samples()
         self._watches: dict[LiveSocket, tuple[float, asyncio.Task[None]]] = {}
         """the sockets of the tabs that watch, each with the seconds between two answers, and the task that sends them"""
-        self._answers: dict[bytes, tuple[float, asyncio.Task[dict[str, Any]]]] = {}
+        self._answers: dict[tuple[bytes, bool], tuple[float, asyncio.Task[dict[str, Any]]]] = {}
+        """the last answers, by whether they have the samples, and whether the broker was away"""
         self._facts = Facts()
         self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
@@ -134,9 +135,10 @@ class Overview:
     async def _answer(self, data: bytes) -> dict[str, Any]:
         """Returns the answer of all workers; the same answer to all requests within `KEEP_SECONDS`."""
         now = self._clock.monotonic()
-        found = self._answers.get(data)
+        kind = data, bool(self._context.wire.peers().away)
+        found = self._answers.get(kind)
         if found is None or now - found[0] >= KEEP_SECONDS:
-            found = self._answers[data] = now, asyncio.create_task(self._collect(data))
+            found = self._answers[kind] = now, asyncio.create_task(self._collect(data))
         return await asyncio.shield(found[1])
 
     async def _collect(self, data: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 // @ts-check
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { away, call, learnNames, link, liveState, useLive } from "./data.js";
+import { away, call, learnNames, link, liveState, useLive, useStore } from "./data.js";
 import { bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
 import { Empty, Loading, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
@@ -156,6 +156,11 @@ export function Overview() {
     const timer = setInterval(ask, POLL_MS);
     return () => clearInterval(timer);
   }, []);
+  const isAway = useStore(away);
+  useEffect(() => {
+    // An answer from before an outage must not stand below the banner, and none from the outage without it.
+    if (recorder.last && !recorder.last.away !== !isAway) call("GET", "overview").then(take, () => {});
+  }, [isAway]);
   const data = recorder.last;
   const state = data?.away ? "unknown" : "no answer";
   const silent = (data?.silent ?? []).map((/** @type {string} */ id) => ({ ...data.about.find((/** @type {any} */ one) => one.id === id), id, silent: state }));
@@ -283,7 +288,7 @@ function wellText(data) {
 function Verdict({ data }) {
   const found = statements(data);
   const refusals = (recorder.points.get("refusals") ?? []).reduce((most, { v }) => Math.max(most, v), 0);
-  if (data.away && !found.length) return null; // the bar at the top says it
+  if (useStore(away) && !found.length) return null; // the bar at the top says it
   return html`<ul class="verdict" aria-label="State">
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
