@@ -149,7 +149,8 @@ def test_checks_of_a_page_find_what_is_wrong(page: Site) -> None:
 def test_names_and_data_of_clients_are_text(page: Site, visit: Visit) -> None:
     places = {"channels", "connections", "members", "history"}
     assert {name for name, (markup, _, _) in visit.texts.items() if markup} >= {*places, "apps", "mqtt", "retained"}
-    assert {name for name, (_, escape, _) in visit.texts.items() if escape} == places
+    # The queue of the hook endpoint decides which channels have a dead letter.
+    assert {name for name, (_, escape, _) in visit.texts.items() if escape} - {"hooks"} == places
     assert {name for name, (_, _, character) in visit.texts.items() if character} == set()
     page.go("channel", app="app-test", name="news", view="history")
     page.tab.evaluate("[...document.querySelectorAll('main td button')].at(-1).click()")
