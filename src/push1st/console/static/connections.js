@@ -26,14 +26,14 @@ export function Connections({ params }) {
   /** @param {string} key */
   const put = (key) => (/** @type {string} */ value) => go("connections", { app, ...filter, [key]: value }, true);
   const isFiltered = Object.values(filter).some(Boolean);
-  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers, in no particular order.">
+  return html`<${Screen} title="Connections" lead="The clients that are connected to this app now, on all workers, in no particular order. The filters compare whole values.">
     <div class="fields">
       <${Filter} label="User" search value=${user} put=${put("user")} />
       <${Filter} label="Channel" value=${channel} put=${put("channel")} />
-      <${Filter} label="Socket id" value=${id} put=${put("id")} />
+      <${Filter} label="Socket or client id" value=${id} put=${put("id")} />
       <${Filter} label="Address" value=${ip} put=${put("ip")} />
       <${Choice} label="Protocol" value=${protocol} put=${put("protocol")} options=${PROTOCOLS} />
-      <${Check} label="Slow consumers only" value=${Boolean(behind)} put=${(/** @type {boolean} */ is) => put("behind")(is ? "1" : "")} />
+      <${Check} label="With unsent bytes only" value=${Boolean(behind)} put=${(/** @type {boolean} */ is) => put("behind")(is ? "1" : "")} />
       ${isFiltered && html`<a class="button" href=${link("connections", { app })}>Clear the filter</a>`}
     </div>
     <${Missing} data=${data} />
@@ -47,12 +47,12 @@ export function Connections({ params }) {
       empty=${data?.complete === false
         ? html`<${Empty} title="Nothing found yet">None of the connections examined so far match. Select “Search on” to examine more.<//>`
         : isFiltered
-          ? html`<${Empty} title="No connection matches" alone="No connection of this worker matches">Filters compare whole values. Change the filter, or clear it.<//>`
+          ? html`<${Empty} title="No connection matches" alone="No connection of this worker matches">Change the filter, or clear it.<//>`
           : html`<${Empty} title="No client is connected" alone="No client is connected to this worker">Connect a client with the key of this app, then it appears here.<//>`}
       columns=${[
         {
           key: "id",
-          label: "Socket id",
+          label: "Socket or client id",
           size: "l",
           show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.id)} title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
         },
@@ -106,7 +106,7 @@ function Detail({ app, row, close, end }) {
   >
     <${Facts}
       pairs=${[
-        ["Socket id", html`<${Name} of=${row.id} />`],
+        [idName(row), html`<${Name} of=${row.id} />`],
         ["User", html`<${Name} of=${row.user} label="none" />`],
         ["Address", html`<${Name} of=${row.ip} />`],
         ["Protocol", protocolName(row.protocol)],
@@ -146,7 +146,7 @@ function Terminate({ app, row, user, close, done }) {
   return html`<${Confirm} title="Terminate the connection?" verb="Terminate" act=${act} close=${close}>
     <${Facts}
       pairs=${[
-        ["Socket id", html`<${Name} of=${row.id} />`],
+        [idName(row), html`<${Name} of=${row.id} />`],
         ["User", html`<${Name} of=${row.user} label="none" />`],
         ["Address", html`<${Name} of=${row.ip} />`],
         ["Protocol", protocolName(row.protocol)],
@@ -159,6 +159,11 @@ function Terminate({ app, row, user, close, done }) {
     </fieldset>
     <p class="note">${outcomes[reconnect ? 0 : 1]}</p>
   <//>`;
+}
+
+/** @param {any} row */
+function idName(row) {
+  return row.protocol.startsWith("mqtt") ? "Client id" : "Socket id";
 }
 
 /** What a client does after its end: if it may reconnect, and if it must not. @type {Record<string, [string, string]>} */

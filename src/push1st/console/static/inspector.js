@@ -87,7 +87,7 @@ export function Inspector({ params }) {
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. The server does not store these events." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
-      <${Filter} label="Socket id" value=${socket} put=${(/** @type {string} */ text) => put({ socket: text })} />
+      <${Filter} label="Socket or client id" value=${socket} put=${(/** @type {string} */ text) => put({ socket: text })} />
       <${Filter} label="User" value=${user} put=${(/** @type {string} */ text) => put({ user: text })} />
       <${Filter} label="Address" value=${ip} put=${(/** @type {string} */ text) => put({ ip: text })} />
       <${Check} label="With data" value=${Boolean(data)} put=${(/** @type {boolean} */ is) => put({ data: is ? "1" : "" })} />
@@ -103,6 +103,7 @@ export function Inspector({ params }) {
             put=${(/** @type {boolean} */ is) => put({ what: TYPES.filter((other) => (other === one ? is : types.includes(other))).join(",") })}
           />`,
       )}
+      <p class="note">“cut-off”: the server has ended a connection. “asked”: the app’s backend has permitted or refused a request of a client.</p>
     </fieldset>
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <p class="note tally" role="status" aria-live="off">${live(tally)}</p>
@@ -229,7 +230,7 @@ function Detail({ app, row, put }) {
     </dl>
     ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
     ${row.cut && html`<p class="note">The beginning of the data.</p>`}
-    ${row.link && html`<p class="note">See ${row.link.split(":~:")[0].replace("#", ", section ").replaceAll("-", " ")}.</p>`}
+    ${row.link && html`<p class="note">See ${row.link.split(":~:")[0].replaceAll("-", " ").replace(/#(.)(.*)/, (/** @type {string[]} */ ...[, first, rest]) => `, section “${first.toUpperCase()}${rest}”`)}.</p>`}
     ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
 }
 
