@@ -175,7 +175,7 @@ export function Overview() {
         ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: only ? tile.label.split(" (")[0] + only : tile.label }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
       </section>
       <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent]} /><//>
-      <${Section} title="Connections by protocol"><${Protocols} nodes=${data.nodes} /><//>
+      <${Section} title=${`Connections by protocol${only}`}><${Protocols} nodes=${data.nodes} /><//>
       <${Summary} data=${data} />`}
   <//>`;
 }
@@ -362,7 +362,7 @@ function Protocols({ nodes }) {
     caption="Connections by protocol"
     rows=${sums}
     id=${(/** @type {any} */ row) => row.name}
-    empty=${html`<${Empty} title="No client is connected">Connect a client, for example with <code>push1st subscribe</code>.<//>`}
+    empty=${html`<${Empty} title="No client is connected" alone="No client is connected to this worker">Connect a client, for example with <code>push1st subscribe</code>.<//>`}
     columns=${[
       { key: "name", label: "Protocol", show: (/** @type {any} */ row) => protocolName(row.name) },
       { key: "n", label: "Connections", size: "m", number: true, show: (/** @type {any} */ row) => whole(row.n) },
