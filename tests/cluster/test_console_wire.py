@@ -95,11 +95,16 @@ async def test_late_reply_is_ignored_and_further_requests_are_bounded() -> None:
 
         near.serve("wait", lambda data: data)
         far.serve("wait", wait)
+        later: list[bytes] = []
+        far.handle("later", later.append)
         await far.open()
         await near.open()
         async with asyncio.TaskGroup() as group:
             for number in range(MAX_SERVED + 10):
                 group.create_task(near.request("wait", b"%d" % number, seconds=0.3))
+        near.send("later", b"")
+        await until(lambda: later)  # the message follows all requests
+        await asyncio.sleep(0)
         assert len(served) == MAX_SERVED
         gate.set()
         await until(lambda: not far._serving)
