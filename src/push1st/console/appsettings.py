@@ -32,7 +32,7 @@ LABELS = {
     "origins": "Web pages that may connect",
     "options.client-messages": "Clients may publish",
     "options.subscription-count": "Subscribers receive the number of subscribers",
-    "options.authorized-only": "Clients must sign in",
+    "options.authorized-only": "Clients must sign in, or join a channel that needs a signature",
     "webhooks": "Webhooks",
     "hook.trigger": "Events of the hook",
     "hook.endpoint": "Endpoints of the hook",
