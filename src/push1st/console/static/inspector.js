@@ -172,7 +172,7 @@ function Rows({ view, chosen, choose, put, follows, follow, idle }) {
   const shown = view.rows.slice(start, start + Math.ceil(height / row) + 2 * SPARE);
   return html`<div class="log">
     <div class="rows" ref=${box} onScroll=${scroll} tabindex="0" role="region" aria-label="Events, the newest at the bottom">
-      <div class="log-head" aria-hidden="true"><span class="time">Time</span><span class="what">What</span><span class="on">Channel</span><span class="about">Event or reason</span><span class="by">Socket</span><span class="number size">Size</span></div>
+      <div class="log-head" aria-hidden="true"><span class="time">Time</span><span class="what">What</span><span class="on">Channel</span><span class="about">Event or reason</span><span class="by">Socket or client id</span><span class="number size">Size</span></div>
       ${!view.rows.length && html`<p class="idle">${idle}</p>`}
       <div class="track" ref=${(/** @type {HTMLElement | null} */ one) => one && (one.style.height = `${view.rows.length * row}px`)} role="list">
         ${shown.map(
@@ -240,7 +240,7 @@ const FIELDS = [
   ["reason", "Reason"],
   ["remedy", "What to do"],
   ["channel", "Channel"],
-  ["socket", "Socket id"],
+  ["socket", "Socket or client id"],
   ["user", "User"],
   ["ip", "Address"],
   ["protocol", "Protocol"],

@@ -243,7 +243,7 @@ export function Table({ caption, columns, rows, id, busy = false, error, again, 
             html`<tr role="row" key=${id(row)}>
               ${columns.map(
                 ({ key, label, size = "name", number, wrap, show }) =>
-                  html`<td key=${key} role="cell" data-label=${size.startsWith("act") || size === "box" ? undefined : label} class=${`w-${size}${number ? " number" : ""}${wrap ? " wrap" : ""}`}>${live(show ? show(row) : row[key])}</td>`,
+                  html`<td key=${key} role="cell" data-label=${size.startsWith("act") ? undefined : label} class=${`w-${size}${number ? " number" : ""}${wrap ? " wrap" : ""}`}>${live(show ? show(row) : row[key])}</td>`,
               )}
             </tr>`,
         )}
