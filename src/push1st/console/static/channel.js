@@ -52,7 +52,7 @@ export function Channel({ params }) {
         : view === "members" && isPresence
           ? data.members
             ? html`<${Members} app=${app} members=${data.members} total=${data.users ?? 0} />`
-            : html`<${Empty} title="Not known while the broker is away">The broker keeps the members. They appear here as soon as the broker is back.<//>`
+            : html`<${Empty} title="Unknown while the broker is away">The broker keeps the members. They appear here as soon as the broker is back.<//>`
           : html`<${Section} title="Subscriptions by worker"><${Workers} rows=${data.by_worker ?? []} /><//>
               ${data.cache && html`<${Section} title="Last event" lead="A cache channel sends this event to each new subscriber."><${Cached} cache=${data.cache} /><//>`}`}`}
   <//>`;

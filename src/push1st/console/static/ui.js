@@ -150,7 +150,7 @@ export function Problem({ error, again }) {
   const isFinal = status >= 400 && status < 500 && status !== 429;
   const isUnknown = error.message.startsWith("there is no app");
   if (again && error.message.startsWith("the broker is away")) {
-    return html`<${Empty} title="Not known while the broker is away">The broker keeps this list. The list appears here as soon as the broker is back.<//>`;
+    return html`<${Empty} title="Unknown while the broker is away">The broker keeps this list. The list appears here as soon as the broker is back.<//>`;
   }
   return html`<div class="problem" role="alert">
     <p><${Text} of=${error.message} /></p>
@@ -168,7 +168,7 @@ export function Empty({ title, alone, children }) {
   const isAlone = useStore(away) && alone;
   return html`<div class="empty">
     <p class="strong">${isAlone ? alone : title}</p>
-    <p>${isAlone ? "This worker cannot know the rest while the broker is away." : children}</p>
+    <p>${isAlone ? "The rest is unknown while the broker is away." : children}</p>
   </div>`;
 }
 
