@@ -331,7 +331,7 @@ def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
         # The worker that has the queue knows that it retries.
         until(page.tab, "['unknown', 'retrying'].includes(document.querySelector('td.w-s .badge')?.textContent)")
         page.begin("channel", app="app-test", name="news", view="history")
-        page.until_text("Not known while the broker is away")
+        page.until_text("Unknown while the broker is away")
     finally:
         page.broker.start()
     # The broker is an empty one now: the list is back, without its messages.

@@ -161,7 +161,7 @@ def _kind(name: str) -> str:
 
 
 def _shown(one: Occupancy, is_part: bool) -> dict[str, object]:
-    """Returns a channel. is_part: whether one worker alone answers, which does not know the members of other workers."""
+    """Returns a channel. is_part: whether one worker alone answers, without the members of other workers."""
     return {
         "name": one.channel,
         "kind": _kind(one.channel),
