@@ -244,8 +244,8 @@ function statements(data) {
   if (recorder.withoutConsole) say("warn", "without console", html`${recorder.withoutConsole === 1 ? "One worker has" : `${whole(recorder.withoutConsole)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
-    // The time is last, because a time that grows would move what follows.
-    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>: an endpoint does not accept events, which have waited for ${duration(oldest.hook_oldest)}.`);
+    // A figure that changes stands at the end of the last text, because it moves what follows.
+    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: an endpoint does not accept events, which have waited for ${duration(oldest.hook_oldest)}.`}`);
   }
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0)) {
     say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes: see the dead letters of the <a href=${link("apps")}>apps</a>.`);
@@ -254,9 +254,9 @@ function statements(data) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
     if (node.draining) say("warn", `draining ${node.id}`, html`The worker ${name} is draining: it accepts no clients and is about to stop.`);
     const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
-    if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`The event loop of ${name} was late by up to ${duration(lag)} in the last minute, and its clients waited so long.`);
+    if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`In the last minute, clients of ${name} had to wait for ${`the event loop, for up to ${duration(lag)}.`}`);
     if (node.fds && node.fds_most && node.fds >= node.fds_most * FILES_PART) {
-      say("bad", `files ${node.id}`, html`The worker ${name} uses ${whole(node.fds)} of ${whole(node.fds_most)} file descriptors. Raise the limit (<code>ulimit -n</code>).`);
+      say("bad", `files ${node.id}`, html`The worker ${name} has few file descriptors left. Raise the limit (<code>ulimit -n</code>)${`; it uses ${whole(node.fds)} of ${whole(node.fds_most)}.`}`);
     }
   }
   const versions = [...new Set(data.nodes.map((/** @type {any} */ node) => node.version))];
@@ -293,7 +293,7 @@ function Verdict({ data }) {
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
       : html`<li class=${isMeasured() ? "ok" : ""}><span>${wellText(data)}</span></li>`}
-    ${refusals >= 1 && html`<li><span>The server refused up to ${rate(refusals)} requests a second in the last ten minutes. <a href=${link("inspector", { what: "refused" })}>Inspector</a></span></li>`}
+    ${refusals >= 1 && html`<li><span>The server has refused requests in the last ten minutes (<a href=${link("inspector", { what: "refused" })}>Inspector</a>)${`, up to ${rate(refusals)} a second.`}</span></li>`}
     ${found.length > 8 && html`<li><span>${whole(found.length - 8)} more</span></li>`}
   </ul>`;
 }
