@@ -83,7 +83,7 @@ export function Inspector({ params }) {
     <button type="button" aria-pressed=${follows} onClick=${() => follow(!follows)}>Follow the newest</button>`;
   const listed = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
   const counted = lost.reduce((sum, [, n]) => sum + n, 0);
-  const tally = listed + (counted ? `, and ${whole(counted)} not listed` : "") + (paused ? ", paused" : "");
+  const tally = listed + (counted ? `, and ${whole(counted)} too many to list, counted below` : "") + (paused ? ", paused" : "");
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. The server does not store these events." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
