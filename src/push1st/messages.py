@@ -369,7 +369,7 @@ class Resumed(msgspec.Struct, frozen=True, gc=False):
     `replayed`: the number of earlier messages that follow this reply.
     `repeats`: whether the client may have received some of these messages before.
     `position`: the position of the channel, after which the live messages follow; None if the channel keeps no history.
-    `skipped`: the number of messages that are left out of them, because their `ttl` is over, or because they exclude the client.
+    `skipped`: the number of earlier messages that are not replayed because their `ttl` is over, or they exclude the client.
     """
 
     channel: str

@@ -31,7 +31,11 @@ class RefusalTap(Protocol):
     """Shows rejections to operators."""
 
     def refused(self, event: str, code: int, reason: str, where: Mapping[str, Any], mask: Callable[[Any], Any]) -> None:
-        """Shows a rejection. The first four parameters are those of `Refusals.log`, with all secrets; `mask` removes secrets."""
+        """Shows a rejection.
+
+        event, code, reason, where: the arguments of `Refusals.log`. They may contain secrets.
+        mask: a function that removes secrets from a value.
+        """
 
 
 class Secrets:

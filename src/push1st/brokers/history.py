@@ -21,7 +21,8 @@ COUNTER_SECONDS = 7 * 86_400
 IDLE_COUNTER_SECONDS = 60
 """the seconds for which the counter of a channel without messages outlives the longest possible recovery"""
 READ_COUNTER_SECONDS = 600
-"""the minimum number of seconds for which a counter is kept after the API has read it, because a client may use its position"""
+"""the minimum number of seconds for which a counter is kept after the API has read it. A client may use the position that the API
+returned."""
 MESSAGE_BYTES = 200
 """the number of bytes that are added to the size of a message's data, for its other fields"""
 
@@ -127,7 +128,7 @@ def replay(request: ReplayRequest, epoch: str, last: int, run: KeptRun, now: int
     """Returns the replay for a request.
 
     A client without a valid position gets as many of the latest messages as fit, because it does not know how many there are. A
-    client with a valid position gets all messages or none, because it would take a part for the whole.
+    client with a valid position gets all messages or none, because it would assume that an incomplete replay is complete.
 
     run: the latest kept messages up to the offset `last`. The caller may leave out the oldest messages, if they and the messages
     after them are more than the request may replay, or if the request needs none of them.

@@ -22,7 +22,7 @@ FIRST = "0:"
 MAX_MOVED = 2000
 """the number of entries on each side of a place among which the anchors of the place are searched"""
 ANCHORS = (1, 8, 64, 512)
-"""the distances of a place's anchors before the place"""
+"""A place has four anchors: the last, the 8th last, the 64th last and the 512th last entry before it."""
 _PLACE = re.compile(r"[0-9]{1,9}:(?:[0-9a-f]{1,8}(?:\.[0-9a-f]{1,8}){0,3})?\Z")
 
 T = TypeVar("T")

@@ -12,7 +12,11 @@ SLICE = 2000
 
 
 class LocalLists:
-    """Implements the port `ChannelLists`. roster: the local roster, which keeps the names of its channels from the first page."""
+    """Implements the port `ChannelLists`.
+
+    roster: the local roster, which begins to store the names of its channels when a first page is requested, unless it already
+    stores them (`LocalRoster.keep_names`).
+    """
 
     def __init__(self, roster: LocalRoster) -> None:
         self._roster = roster

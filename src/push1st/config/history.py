@@ -30,8 +30,8 @@ class Resume(msgspec.Struct, frozen=True, kw_only=True):
     acknowledge: the number of seconds between two acknowledgements that the server requests from a page whose channels have new
     events. After a subscription that was not recovered, the server requests one within about a second. The number is at most a
     third of `resume.seconds`.
-    pages: the maximum number of pages of the app whose positions the broker keeps at the same time. One address may have a tenth
-    of them.
+    pages: the maximum number of pages of the app whose positions the broker keeps at the same time. At most a tenth of these
+    pages may belong to one client address.
     """
 
     seconds: int = 300

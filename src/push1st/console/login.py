@@ -146,7 +146,7 @@ class Login:
             return None
         self._checks += 1
         try:
-            check = self._threads.submit(self._password.fits, password)  # the threads take the checks in this order
+            check = self._threads.submit(self._password.fits, password)  # the threads run the checks in the order of `submit`
             checked = asyncio.wrap_future(check)
             await asyncio.wait([checked], timeout=WAIT_SECONDS)
             return None if check.cancel() else await checked

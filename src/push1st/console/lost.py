@@ -1,4 +1,4 @@
-"""The nodes that disappeared without a regular stop, in the view of one worker. This module knows no clock."""
+"""The nodes that disappeared without a graceful stop, in the view of one worker. This module knows no clock."""
 
 from collections.abc import Collection
 

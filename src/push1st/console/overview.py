@@ -53,7 +53,7 @@ class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
     """The reply of a worker. A tab gets the figures of each worker, but one list of lost nodes and one series for all of them.
 
     figures: the figures of the worker.
-    lost: the nodes that disappeared without a regular stop, in the view of this worker (`LostNodes.found`).
+    lost: the nodes that disappeared without a graceful stop, in the view of this worker (`LostNodes.found`).
     series: the samples; None if they were not requested.
     """
 
@@ -75,7 +75,7 @@ _facts = msgspec.json.Decoder(Facts)
 
 
 class Overview:
-    """The endpoint `overview`, and the watch of the same name."""
+    """The endpoint `overview`, and the live updates with the same name (`live.Watchable`)."""
 
     name = KIND
 

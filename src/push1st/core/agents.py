@@ -1,10 +1,10 @@
-"""The programs of clients, from the header `User-Agent`, for operators. Pure. Kept only if the worker has a console."""
+"""The headers `User-Agent` and `Origin` of clients, for operators. Pure. Kept only if the worker has a console."""
 
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 MAX_AGENTS = 1000
-"""the maximum number of different programs and origins of connected clients that are kept"""
+"""the maximum number of different pairs of these headers that are kept for connected clients"""
 MAX_LENGTH = 255
 """the maximum number of characters of a header that are kept"""
 
@@ -20,11 +20,11 @@ class ClientAgent:
 
 
 OTHER = ClientAgent("other", "other")
-"""the program of clients that connect while the table is full"""
+"""the headers of clients that connect while the table is full"""
 
 
 class AgentRequest(Protocol):
-    """The part of a client's handshake that names its program."""
+    """The part of a client's handshake with these headers."""
 
     @property
     def user_agent(self) -> str | None: ...
@@ -39,7 +39,7 @@ class ClientAgents:
         self._known: WeakValueDictionary[tuple[str, str], ClientAgent] = WeakValueDictionary()
 
     def of(self, request: AgentRequest) -> ClientAgent:
-        """Returns the program of a client."""
+        """Returns the headers of a client."""
         key = (request.user_agent or "")[:MAX_LENGTH], (request.origin or "")[:MAX_LENGTH]
         found = self._known.get(key)
         if found is None:

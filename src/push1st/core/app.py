@@ -79,8 +79,8 @@ class App:
     `hook_kinds`: the kinds of hook events that the app's hooks receive.
     `backend_decides`: for each operation that the app's backend may decide about, a function that takes a channel's name and
     returns whether the backend decides about this operation on the channel.
-    `history`: a function that takes a channel's name and returns the settings of its history, or None; None if the app keeps no
-    history.
+    `history`: a function that takes a channel's name and returns the settings of the channel's history; the function returns None
+    for a channel without a history. The attribute is None if the app keeps no history.
     `publishes`, `reads`: the token buckets that enforce `limits.publishes` and `limits.reads`.
     `check_request`: `auth.check_request` with the key and the secrets of the app.
     `secret_use`: the clients that rely on each of the app's secrets; None while the app has at most one secret.

@@ -137,7 +137,7 @@ class Node:
         """the apps that have been used since the start of this worker, by id; removed apps are missing"""
         self.ending = EndQueue()
         self.agents: ClientAgents | None = None
-        """the programs of clients; None without a console"""
+        """the headers `User-Agent` and `Origin` of clients; None without a console"""
         self.tap: Tap | None = None
         """the object that shows events to operators; None while no operator watches"""
         self.on_configured: list[Callable[[AppConfig], object]] = []

@@ -206,7 +206,8 @@ def _fits(session: Resuming, size: int) -> bool:
         return True
     if size > session.node.max_replay_bytes:
         return False
-    session.node.fanout.flush_subscriber(session)  # the frames that the fan-out holds, such as replays of other channels, count
+    # The fan-out writes the frames that it holds for the client, such as replays of other channels, so that they use room too.
+    session.node.fanout.flush_subscriber(session)
     return session.outlet.has_room(size + RESUMED_BYTES)
 
 

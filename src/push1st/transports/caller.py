@@ -47,7 +47,7 @@ FORWARDING = frozenset(
 )
 """names of the headers that only proxies add to requests"""
 AGENT = b"user-agent"
-"""the header that names the program of a client, which only the console shows"""
+"""the header with the user agent of a client, which only the console shows"""
 _OWN_NAME = re.compile(rb"(?:(?:[a-z0-9-]+\.)*localhost|[0-9.]+|\[[0-9a-f:.]+\])?(?::[0-9]+)?\Z", re.IGNORECASE)
 _NAME = re.compile(rb"([a-z0-9_.-]++)(?::[0-9]+)?\Z")
 _PRIVATE = (b".internal", b".local", b".home.arpa", b".svc")

@@ -302,7 +302,8 @@ class PublishBatcher:
     def _complete(self, batch: Batch, copies: Copies) -> None:
         """Sends a batch to the nodes with a matching filter that have not got it, and to groups and logs that lack it.
 
-        The broker may reject a retained message, and does not publish a repeated one. So groups get such a message later.
+        The broker may reject a retained message, and does not publish a message whose idempotency key was used before. So groups
+        get a message with RETAIN, or with an idempotency key, only when the broker has accepted the message.
         """
         resp, found = self._batches_on, self._known.match(batch.app, batch.channel)
         assert resp is not None

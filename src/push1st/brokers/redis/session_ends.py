@@ -38,7 +38,11 @@ def end_key(one: DueSession) -> EndKey:
 
 
 class SessionEnds:
-    """See the module. is_connected: returns whether a client is connected to this node, or claims its id."""
+    """See the module.
+
+    is_connected: a function that returns whether this node has a connection of a client, or is claiming the client id in the
+    broker for a connection.
+    """
 
     def __init__(
         self, shards: Shards, context: NodeContext, logs: ShardedLogs, is_connected: Callable[[ClientKey], bool]

@@ -210,8 +210,8 @@ class Shard:
     def _repeat_copies(self, resp: RespConnection, batch: Batch, reply: bytes) -> None:
         """Sends the copies of a message again, because its idempotency key was used before.
 
-        The node that used the key may have ended before it sent the copies for new filters. Filters drop a copy that they have
-        received, so the copy has the id of the first message. reply: see `results`.
+        The node that used the key may have ended before it sent the copies for new filters. A filter drops a second copy with the
+        same id, so each copy has the id of the first message. reply: see `results`.
         """
         copies = batch.copies
         if copies is not None:

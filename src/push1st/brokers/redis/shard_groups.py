@@ -81,7 +81,7 @@ class ShardGroups:
         """
         logged = [one for one in batch.messages if is_logged(one)]
         if len(logged) < len(batch.messages):
-            if batch.is_single:  # the broker may reject a retained message, and does not publish a repeated one
+            if batch.is_single:  # see `PublishBatcher._complete`
                 copies.late_groups = copies.groups
             else:
                 for group in copies.groups:

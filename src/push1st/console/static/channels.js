@@ -43,7 +43,7 @@ export function Channels({ params }) {
       error=${error}
       again=${reload}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the channels examined so far match. Select “Search on” to examine more.<//>`
+        ? html`<${Empty} title="Nothing found yet">None of the channels examined so far match. Select “Continue search” to examine more.<//>`
         : isFiltered
           ? html`<${Empty} title="No channel matches" alone="No channel of this worker matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
           : html`<${Empty} title="No channel has a subscriber" alone="No channel has a subscriber on this worker">

@@ -45,7 +45,7 @@ export function Connections({ params }) {
       error=${error}
       again=${reload}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the connections examined so far match. Select “Search on” to examine more.<//>`
+        ? html`<${Empty} title="Nothing found yet">None of the connections examined so far match. Select “Continue search” to examine more.<//>`
         : isFiltered
           ? html`<${Empty} title="No connection matches" alone="No connection of this worker matches">Change the filter, or clear it.<//>`
           : html`<${Empty} title="No client is connected" alone="No client is connected to this worker">Connect a client with the key of this app, then it appears here.<//>`}

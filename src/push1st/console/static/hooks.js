@@ -103,7 +103,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       empty=${data?.folder === false
         ? html`<${Empty} title="The server keeps no dead letters">Set <code>hooks.folder</code> in the configuration to keep the hook events that cannot be delivered.<//>`
         : data?.complete === false
-          ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Search on” to examine more.<//>`
+          ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Continue search” to examine more.<//>`
           : html`<${Empty} title="There are no dead letters" alone="This machine has no dead letters">${endpoints.length ? "The server has delivered each hook event, or still tries to." : "The app has no hooks."}<//>`}
       columns=${[
         {

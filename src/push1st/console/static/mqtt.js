@@ -47,7 +47,7 @@ function Sessions({ params }) {
       again=${reload}
       bones=${3}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Search on” to examine more.<//>`
+        ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Continue search” to examine more.<//>`
         : client || state
           ? html`<${Empty} title="No session matches" alone="No session of this worker matches">Change the filter, or clear it.<//>`
           : html`<${Empty} title="There are no MQTT sessions" alone="No MQTT client is connected to this worker">Connect an MQTT client with the key of this app. The server needs <code>server.mqtt.listen</code>, and <code>mqtt</code> in <code>server.proto</code>.<//>`}
@@ -145,7 +145,7 @@ function Retained({ params }) {
       again=${reload}
       bones=${3}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the topics examined so far match. Select “Search on” to examine more.<//>`
+        ? html`<${Empty} title="Nothing found yet">None of the topics examined so far match. Select “Continue search” to examine more.<//>`
         : prefix
           ? html`<${Empty} title="No topic matches">Change the beginning of the topic, or clear it.<//>`
           : html`<${Empty} title="There are no retained messages">An MQTT client keeps a message here when it publishes with the flag <code>retain</code>.<//>`}

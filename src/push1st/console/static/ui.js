@@ -272,7 +272,7 @@ export function Pager({ data, shown, total = 0, noun, first, next, isFirst, whos
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
     <p class="note">${whole(shown)}${total > shown && ` of ${whole(total)}`} ${noun}${where}${isOnly ? "" : " on this page"}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
-    ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Search on"}</a>`}
+    ${next && html`<a class="button" href=${next}>${shown || data.complete !== false ? "Next page" : "Continue search"}</a>`}
   </nav>`;
 }
 

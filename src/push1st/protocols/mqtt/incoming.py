@@ -29,7 +29,7 @@ class Arrival:
     `reason`: the reason code of the answer, or `UNCONFIRMED`.
     `times`: the number of arrivals on this connection; repetitions with DUP do not count. 0: the packet arrived on an earlier
     connection.
-    `is_queued`: whether PUBACK or PUBREC has yet to be sent on this connection.
+    `is_queued`: whether PUBACK or PUBREC must still be sent on this connection.
     """
 
     __slots__ = ("content", "is_queued", "packet_id", "qos", "reason", "times")

@@ -224,7 +224,7 @@ class MqttOutput(ClientSocket):
     def _outlive(self) -> None:
         """Begins to discard output, because the connection was lost before all input was applied.
 
-        The client's rate has no effect any more: a lost connection must not keep its input for long.
+        The rate limit of the client does not delay its input any more, so that the worker soon removes the connection.
         """
         detach(self._transport)
         self._transport = LOST

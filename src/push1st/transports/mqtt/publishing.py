@@ -1,8 +1,8 @@
 """Publishes the messages of an MQTT client.
 
 A message may wait for the broker or for the app's backend (`Waiting`). While a message waits for the backend, the connection
-reads no further packet, so messages are published in order, and no queue is needed. The broker gets messages in the order of the
-calls, so several messages of a connection may wait for the broker at once.
+reads no further packet, so messages are published in order, and no queue is needed. The broker gets messages in the order in
+which this module publishes them, so several messages of a connection may wait for the broker at once.
 """
 
 from collections.abc import Coroutine

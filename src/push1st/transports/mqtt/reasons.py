@@ -29,11 +29,11 @@ DISCONNECT_REASONS = {
 CONNACK_CODES = frozenset(
     (0x80, 0x81, 0x82, 0x83, 0x84, 0x85, 0x86, 0x87, 0x88, 0x89, 0x8A, 0x8C, 0x90, 0x95, 0x97, 0x99, 0x9A, 0x9B, 0x9C, 0x9D, 0x9F)
 )
-"""the reason codes from 80 on that CONNACK may have (§3.2.2.2)"""
+"""the reason codes from 0x80 on that CONNACK may have (§3.2.2.2)"""
 SUBACK_CODES = frozenset((0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2))
-"""the reason codes from 80 on that SUBACK may have (§3.9.3)"""
+"""the reason codes from 0x80 on that SUBACK may have (§3.9.3)"""
 PUBLISH_CODES = frozenset((0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99))
-"""the reason codes from 80 on that PUBACK and PUBREC may have (§3.4.2.1, §3.5.2.1)"""
+"""the reason codes from 0x80 on that PUBACK and PUBREC may have (§3.4.2.1, §3.5.2.1)"""
 
 
 def of_connect(code: int) -> ReasonCode:
