@@ -147,6 +147,7 @@ def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Oper
     assert "default" in origins.values()
     assert {one["role"] for one in answer.json["listeners"]} == {"server", "api", "console"}
     assert any("other: found no secret" in warning for warning in answer.json["warnings"])
+    assert len(answer.json["warnings"]) == site[1].get("/api/overview").json["warnings"] >= 1
     assert answer.json["certificates"] == []
     notes = answer.json["notes"]
     assert any("keeps events for 10 s only" in note for note in notes), "the notes of `push1st check`"

@@ -93,6 +93,8 @@ def cause_events(page: Site) -> None:
 def wait_for_figures(page: Site) -> None:
     """Waits until each tile has a figure: a rate needs two samples."""
     until(page.tab, "!document.querySelector('.tiles').textContent.includes('–')", 30)
+    page.until_text("The server has given up hook events")
+    page.until_text("The configuration has 1 warning")
 
 
 HAPPENINGS = {"events": publish_an_event, "inspector": cause_events, "overview": wait_for_figures}

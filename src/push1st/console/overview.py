@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 
 from push1st import logs
+from push1st.config.model import Config
+from push1st.console.configuration import warnings
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import LostNodes
@@ -67,7 +69,6 @@ class Facts(msgspec.Struct, frozen=True):
 
     certificates: list[CertificateSummary] = []
     reload: ReloadStatus | None = None
-    warnings: tuple[str, ...] = ()
 
 
 _replies = msgspec.msgpack.Decoder(OverviewReply)
@@ -88,6 +89,8 @@ class Overview:
         self._answers: dict[tuple[bytes, bool], tuple[float, asyncio.Task[dict[str, Any]]]] = {}
         """the last answers, by whether they have the samples, and whether the broker was away"""
         self._facts = Facts()
+        self._warnings: tuple[Config | None, int] = None, 0
+        """the number of warnings, and the configuration for which they are counted"""
         self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
         self._lost = LostNodes()
@@ -160,7 +163,7 @@ class Overview:
             "away": replies.away,
             "certificates": facts.certificates,
             "reload": facts.reload,
-            "warnings": len(facts.warnings),
+            "warnings": self._warning_count(),
         }
 
     def _without_console(self, replies: Replies) -> int:
@@ -180,6 +183,13 @@ class Overview:
                 if one not in answered:
                     missed[one] = min(at, missed.get(one, at))
         return [{"id": one, "at": at} for one, at in sorted(missed.items(), key=lambda lost: -lost[1])]
+
+    def _warning_count(self) -> int:
+        """Returns the number of warnings that the screen of the configuration shows. They are counted once: apps can be many."""
+        config = self._context.config()
+        if self._warnings[0] is not config:
+            self._warnings = config, len(warnings(config))
+        return self._warnings[1]
 
     async def _server_facts(self) -> Facts:
         now = self._clock.monotonic()

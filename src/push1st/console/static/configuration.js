@@ -11,7 +11,7 @@ const PAGE = 200;
 export function Configuration({ params }) {
   const { search = "", set = "" } = params;
   const { data, error, reload } = useCall("config", 10);
-  const lead = html`What the worker ${data?.from ?? "–"} applies now${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
+  const lead = html`The settings that ${data ? `the worker ${data.from}` : "the server"} applies now${data?.file && html`, from <code><${Text} of=${data.file} /></code>`}. Secrets are shown by their length only.`;
   return html`<${Screen} title="Configuration" lead=${lead}>
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     <${Missing} data=${data} />

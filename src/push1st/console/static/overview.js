@@ -247,7 +247,9 @@ function statements(data) {
     // A figure that changes stands at the end of the last text, because it moves what follows.
     say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: an endpoint does not accept events, which have waited for ${duration(oldest.hook_oldest)}.`}`);
   }
-  if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0)) {
+  /** @param {any} node */
+  const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
+  if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0) || data.nodes.some((/** @type {any} */ node) => isNew(node) && counter(node, "hook_events_lost") > 0)) {
     say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes: see the dead letters of the <a href=${link("apps")}>apps</a>.`);
   }
   for (const node of data.nodes) {
