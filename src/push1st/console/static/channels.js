@@ -29,12 +29,13 @@ export function Channels({ params }) {
   /** @param {Record<string, string>} change */
   const put = (change) => go("channels", { app, prefix, kind, ...change }, true);
   const isFiltered = prefix || kind;
-  return html`<${Screen} title="Channels" lead="The channels that have subscribers now, on all workers. The list is sorted within each page only.">
+  return html`<${Screen} title="Channels" lead="The channels that have subscribers now, on all workers.">
     <div class="fields">
       <${Filter} label="Beginning of the name" search wide value=${prefix} put=${(/** @type {string} */ text) => put({ prefix: text })} />
       <${Choice} label="Kind" value=${kind} put=${(/** @type {string} */ value) => put({ kind: value })} options=${KINDS} />
     </div>
     <${Missing} data=${data} />
+    ${(after || data?.next) && html`<p class="note">Each page is sorted, but the pages are in no order.</p>`}
     <${Table}
       caption="Channels"
       rows=${channels}

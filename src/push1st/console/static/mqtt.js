@@ -135,7 +135,7 @@ function Retained({ params }) {
     <div class="fields">
       <${Filter} label="Beginning of the topic" search wide value=${prefix} put=${(/** @type {string} */ text) => go("mqtt", { ...params, after: "", prefix: text }, true)} />
     </div>
-    <p class="note">The list is sorted within each page only.</p>
+    ${(after || data?.next) && html`<p class="note">Each page is sorted, but the pages are in no order.</p>`}
     <${Table}
       caption="Retained messages"
       rows=${rows}
