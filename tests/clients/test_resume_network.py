@@ -302,19 +302,29 @@ def test_transports_that_race_with_each_other_are_no_twins(server: ServerProcess
         publisher = Publisher([server.api_port], [channel], RATE)
         with together(client, publisher):
             until_joined([client])
-            established, cuts = opened(server), []
-            for times, (first, second) in enumerate([(streams, proxy), (proxy, streams)], 2):
+            cuts: list[Any] = []
+            races = 0
+
+            def race(first: Blackhole, second: Blackhole) -> bool:
+                """Lets both transports connect at the same time. Returns whether the server has established both."""
+                nonlocal cuts, races
                 time.sleep(2 * ACKNOWLEDGE)
-                before = len(proxy.links), len(streams.links)
+                before, established = (len(proxy.links), len(streams.links)), opened(server)
                 proxy.freeze()
                 streams.freeze()
                 cuts += [proxy.cut(), streams.cut()]
-                wait_until(lambda n=before: len(proxy.links) > n[0] and len(streams.links) > n[1], "both transports connect")  # type: ignore[misc]
+                wait_until(lambda: len(proxy.links) > before[0] and len(streams.links) > before[1], "both transports connect")
                 first.thaw()
                 second.thaw()
-                until_joined([client], times)
-            verify([client], [publisher], recovered=2, repeat_seconds=BOUND, cuts=cuts)
-            assert opened(server) == established + 4, "both transports were established each time"
+                races += 1
+                until_joined([client], races + 1)
+                with contextlib.suppress(AssertionError):  # on a busy machine, pusher-js may drop one before it is established
+                    return wait_until(lambda: opened(server) == established + 2, "both transports are established", 1)
+                return False
+
+            for first, second in ((streams, proxy), (proxy, streams)):
+                assert any(race(first, second) for _ in range(5)), "both transports are established in one of the races"
+            verify([client], [publisher], recovered=races, repeat_seconds=BOUND, cuts=cuts)
 
 
 def test_second_cut_after_a_dead_connection_repeats_only_what_its_page_may_have_missed(

@@ -57,6 +57,7 @@ class Hooks:
         self.waits: asyncio.Future[None] | None = None
         self.operations: HookOperations = Operations(None, lambda _: (), lambda _: (), lambda *_: None)
         self.tap: HookTap | None = None
+        self.lost_app = ""
 
     def on_event(self, event: HookEvent) -> None:
         self.hook_events.append(event)

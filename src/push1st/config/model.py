@@ -423,6 +423,11 @@ def weak_secrets(config: Config) -> list[str]:
     return [f"{some(weak)}: {reason}"] if weak and not config.demo else []
 
 
+def all_warnings(config: Config) -> tuple[str, ...]:
+    """Returns the warnings of the configuration, with that about weak secrets."""
+    return *config.warnings, *weak_secrets(config)
+
+
 def some(ids: Sequence[str]) -> str:
     """Returns the first ids, and the number of the others."""
     return ", ".join(ids[:SHOWN_IDS]) + (f" and {len(ids) - SHOWN_IDS:,} more apps" if len(ids) > SHOWN_IDS else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import Config, strictness, weak_secrets
+from push1st.config.model import all_warnings, strictness
 from push1st.config.settings import settings
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.notes import notes
@@ -44,17 +44,12 @@ class Configuration:
         return {
             "file": state.config,
             "settings": settings(config),
-            "warnings": bounded(warnings(config)),
+            "warnings": bounded(all_warnings(config)),
             "notes": bounded([*notes(config), *strictness(config)]),
             "listeners": state.listeners,
             "certificates": state.certificates,
             "reload": state.reload,
         }
-
-
-def warnings(config: Config) -> tuple[str, ...]:
-    """Returns what is probably a mistake, or a risk."""
-    return *config.warnings, *weak_secrets(config)
 
 
 def bounded(texts: Sequence[str]) -> list[str]:

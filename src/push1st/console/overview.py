@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 
 from push1st import logs
-from push1st.config.model import Config
-from push1st.console.configuration import warnings
+from push1st.config.model import Config, all_warnings
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import LostNodes
@@ -41,6 +40,7 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     id: the name of the node in the broker.
     behind_bytes: the bytes that wait until slow clients read them.
     hook_oldest: the age in seconds of the oldest event that waits for a hook endpoint. hook_app: the app of this event.
+    hook_lost_app: the app of the hook events that were lost last; "" if none were.
     """
 
     id: str
@@ -49,6 +49,7 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     behind_bytes: int
     hook_oldest: float
     hook_app: str
+    hook_lost_app: str = ""
 
 
 class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
@@ -131,6 +132,7 @@ class Overview:
             behind_bytes=self._behind,
             hook_oldest=ages.get(hook_app, 0.0),
             hook_app=hook_app,
+            hook_lost_app=self._context.node.hooks.lost_app,
         )
         series = self._samples.series() if data == WITH_SERIES else None
         return msgspec.msgpack.encode(OverviewReply(shown, self._lost.found(), series))
@@ -188,7 +190,7 @@ class Overview:
         """Returns the number of warnings that the screen of the configuration shows. They are counted once: apps can be many."""
         config = self._context.config()
         if self._warnings[0] is not config:
-            self._warnings = config, len(warnings(config))
+            self._warnings = config, len(all_warnings(config))
         return self._warnings[1]
 
     async def _server_facts(self) -> Facts:

@@ -131,6 +131,8 @@ class Hooks(Protocol):
 
     tap: HookTap | None
     """the object that shows deliveries and decisions; None while no operator watches"""
+    lost_app: str
+    """the app of the events that were lost last; "" if none were"""
 
     def on_event(self, event: HookEvent) -> None:
         """Queues a hook event for the endpoints that want events of this kind. This method never waits."""

@@ -100,6 +100,7 @@ class HookDispatcher:
         self._debounce = Debounce()
         self._release_at: asyncio.TimerHandle | None = None
         self._load_at: asyncio.TimerHandle | None = None
+        self.lost_app = ""
         self._failing = False
         """whether the last attempt to load saved events failed"""
         self._endpoints: dict[str, tuple[HookEndpoint, ...]] = {}
@@ -239,6 +240,7 @@ class HookDispatcher:
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
         """Writes lost events to the folder, if the configuration has a folder. Counts the events that the store rejects."""
+        self.lost_app = app
         if self._store is not None:
             unwritten = self._store.add_dead_letter(app, endpoint, reason, events, hook)
             if unwritten:

@@ -21,6 +21,13 @@ def test_first_overview_of_the_largest_cluster_leaves_room_for_other_messages():
     figures["connections"] = dict.fromkeys(("pusher", "pusher-xhr", "websocket", "sse", "mqtt", "mqtt5"), LARGE)
     figures["counters"] = {f"a counter with name {number}": LARGE for number in range(10)}
     node = NodeOverview(
-        **figures, id="n" * 16, machine="m" * 64, python="3.14.0", behind_bytes=LARGE, hook_oldest=0.123456789, hook_app="a" * 64
+        **figures,
+        id="n" * 16,
+        machine="m" * 64,
+        python="3.14.0",
+        behind_bytes=LARGE,
+        hook_oldest=0.123456789,
+        hook_app="a" * 64,
+        hook_lost_app="a" * 64,
     )
     assert len(msgspec.json.encode({"nodes": [node] * MAX_HEARD, "series": series})) < MAX_WAITING * 0.75

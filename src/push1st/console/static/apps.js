@@ -13,7 +13,7 @@ export function Apps({ params }) {
   const { data, error, busy, reload } = useCall(path(["apps"], { search, after, limit: LIMIT }), 5);
   const [shown, show] = useState(/** @type {any} */ (null));
   const apps = data?.apps;
-  return html`<${Screen} title="Apps" lead="An app is a tenant of the server: its clients, channels and limits are separate from those of other apps.">
+  return html`<${Screen} title="Apps" lead="An app is a tenant of the server: its clients, channels and limits are separate from those of other apps. The numbers of events and messages are totals since the workers started.">
     <div class="fields">
       <${Filter} label="Id, name or key" search wide value=${search} put=${(/** @type {string} */ text) => go("apps", { search: text }, true)} />
     </div>
@@ -78,7 +78,7 @@ function Detail({ app: listed, close }) {
         ["Key", html`<${Name} of=${app.key} />`],
         ["Secrets", app.secrets.length ? `set, ${app.secrets.join(" and ")} bytes` : "none"],
         ["Channels", data ? (data.distinct_channels === null ? "unknown" : data.has_more_channels ? `more than ${whole(data.distinct_channels)}` : whole(data.distinct_channels)) : "…"],
-        ["Subscriptions", figure(app.subscriptions)],
+        ["Subscriptions", html`${figure(app.subscriptions)} <span class="faint">with one of each signed-in connection</span>`],
         given(app.refusals) && ["Refusals", figure(app.refusals)],
         app.source && ["Source", html`<${Name} of=${app.source} />`],
       ]}

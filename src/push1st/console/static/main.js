@@ -266,7 +266,7 @@ function Alerts({ screen }) {
   return html`<div class="alerts" role="status">
     ${reason &&
     html`<p class="bad">
-      <strong>The broker is away since ${clock(awaySince())}.</strong> Each screen shows one worker only; publishes are rejected.
+      <strong>The broker is away since ${clock(awaySince())}.</strong> Each screen shows only the worker that answered it, and the server rejects publishes.
       Reason: <${Text} of=${withoutNumber(reason)} />. ${screen !== "cluster" && html`<a href=${link("cluster")}>Cluster</a>`}
     </p>`}
     ${lost && html`<p class="warn">${lost}</p>`}

@@ -61,7 +61,7 @@ function Sessions({ params }) {
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => known(row.waiting) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : html`<span class="faint">not counted</span>`) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
@@ -83,7 +83,7 @@ function Sessions({ params }) {
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
           ["Worker", html`<${Node} of=${shown.worker} label="none, the client is absent" />`],
-          ["Waiting", known(shown.waiting)],
+          ["Waiting", shown.state === "connected" ? known(shown.waiting) : `${known(shown.waiting)}, and the new messages of its subscriptions, which are not counted`],
           ["In flight", known(shown.inflight)],
         ]}
       />

@@ -250,7 +250,8 @@ function statements(data) {
   /** @param {any} node */
   const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0) || data.nodes.some((/** @type {any} */ node) => isNew(node) && counter(node, "hook_events_lost") > 0)) {
-    say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes: see the dead letters of the <a href=${link("apps")}>apps</a>.`);
+    const app = data.nodes.map((/** @type {any} */ node) => node.hook_lost_app).find(Boolean) ?? "";
+    say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes, the last ones of the app <b><${Text} of=${app} /></b>: see its <a href=${link("hooks", { app })}>dead letters</a>.`);
   }
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
@@ -295,7 +296,7 @@ function Verdict({ data }) {
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
       : html`<li class=${isMeasured() ? "ok" : ""}><span>${wellText(data)}</span></li>`}
-    ${refusals >= 1 && html`<li><span>The server has refused requests in the last ten minutes (<a href=${link("inspector", { what: "refused" })}>Inspector</a>)${`, up to ${rate(refusals)} a second.`}</span></li>`}
+    ${refusals >= 1 && html`<li><span>The server has refused requests in the last ten minutes. The <a href=${link("inspector", { what: "refused" })}>inspector</a> shows new refusals of an app with their reasons.${` At most ${rate(refusals)} a second were refused.`}</span></li>`}
     ${found.length > 8 && html`<li><span>${whole(found.length - 8)} more</span></li>`}
   </ul>`;
 }

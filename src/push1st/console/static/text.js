@@ -128,6 +128,7 @@ export function duration(seconds) {
 export function percent(fraction) {
   const value = fraction * 100;
   if (value > 0 && value < 0.05) return `< 0.1${THIN}%`;
+  if (value > 99 && value < 100) return ONE.format(Math.min(99.9, value)) + THIN + "%";
   return (value > 0 && value < 9.95 ? ONE.format(value) : WHOLE.format(value)) + THIN + "%";
 }
 
