@@ -351,6 +351,8 @@ def test_screens_with_ten_thousand_rows(browser: Browser) -> None:
             for name, (screen, params) in PLACES.items():
                 if name not in ("inspector", "events", "members"):
                     page.go(screen, **params)
+                    if name == "overview":
+                        until(page.tab, "document.querySelector('.tiles').textContent.includes('10,0')", 30)
                     found |= look(page, "many", name)
             page.go("channels", app="app-test", prefix="orders-")
             assert 0 < page.tab.evaluate("document.querySelectorAll('main tbody tr').length") <= 50

@@ -335,6 +335,14 @@ class Live {
     };
   }
 
+  /** Watches something again from its beginning. @param {string} name */
+  again(name) {
+    const watch = this.watches.get(name);
+    if (!watch) return;
+    this.send({ unwatch: name });
+    this.send({ watch: name, ...watch.request });
+  }
+
   /** @param {unknown} message */
   send(message) {
     if (this.socket?.readyState === WebSocket.OPEN && !document.hidden) this.socket.send(JSON.stringify(message));

@@ -51,7 +51,7 @@ export function Events({ params }) {
     fail(null);
     const form = draft;
     const target = form.to === "user" ? { user: form.target } : { channel: form.target };
-    const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: new Blob([form.data]).size, result: "published", kind: "ok" };
+    const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: size(form.data), result: "published", kind: "ok" };
     try {
       await call("POST", path(["apps", app, "events"]), { name: form.name, data: form.data, ...target });
     } catch (refusal) {
@@ -83,7 +83,7 @@ export function Events({ params }) {
       </label>
       <div class="submit">
         <p id="json-state" class=${problem || isAway ? "warning" : "note"} role="status">
-          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(new Blob([form.data]).size)}`}
+          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(size(form.data))} as sent`}
         </p>
         <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
@@ -123,6 +123,11 @@ export function Events({ params }) {
       />
     <//>
   <//>`;
+}
+
+/** Returns the number of bytes of a text as the server counts them: as a JSON string. @param {string} data */
+function size(data) {
+  return new Blob([JSON.stringify(data)]).size;
 }
 
 /** @param {{label: string, value: string, put: (text: string) => void, search?: boolean, invalid?: boolean}} props */

@@ -1,7 +1,7 @@
 // @ts-check
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
-import { away, call, learnNames, link, liveState, useLive, useStore } from "./data.js";
+import { away, call, learnNames, link, live, liveState, useLive, useStore } from "./data.js";
 import { bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
 import { Empty, Loading, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
@@ -58,8 +58,8 @@ class Recorder {
   take(answer) {
     const last = this.last;
     if (last && answer.at <= last.at) return;
-    // One curve never joins the figures of all workers with those of one.
-    const before = last && answer.at - last.at <= 30 && !last.away === !answer.away ? last : null;
+    // One curve never joins the figures of all workers with those of one, or those of one with those of another one.
+    const before = last && answer.at - last.at <= 30 && scope(last) === scope(answer) ? last : null;
     this.last = answer;
     this.withoutConsole = Math.min(answer.without_console ?? 0, before?.without_console ?? 0);
     if (!before) {
@@ -104,6 +104,11 @@ class Recorder {
   }
 }
 
+/** Returns the worker that has answered alone; "" if all have answered. @param {any} answer */
+function scope(answer) {
+  return answer.away ? answer.here : "";
+}
+
 /** @param {any} node */
 function open(node) {
   return Object.values(node.connections ?? {}).reduce((/** @type {number} */ sum, /** @type {any} */ n) => sum + n, 0);
@@ -143,7 +148,7 @@ export function Overview() {
     learnNames([...answer.nodes, ...(answer.about ?? [])]);
     fail(null);
     again((n) => n + 1);
-    if (recorder.wantsSamples) call("GET", "overview").then(take, () => {});
+    if (recorder.wantsSamples) live.again("overview"); // the same worker then sends its samples
     return undefined;
   };
   useLive("overview", { every: EVERY }, take);
