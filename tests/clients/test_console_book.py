@@ -17,12 +17,13 @@ from tests.clients.browser import Browser, Tab
 from tests.clients.console_site import enter, picture, until
 from tests.support.console import Operator, console
 from tests.support.process import APP
-from tests.support.pusher_socket import pusher_socket, sign_in
+from tests.support.pusher_socket import ask_to_sign_in, pusher_socket
 from tests.support.raw_socket import raw_socket
 from tests.support.receiver import receiving
 
 pytestmark = pytest.mark.long
 
+SECRET = "of the shop: long enough for access tokens"
 TRAFFIC_SECONDS = 620
 TRIES = 10
 REFUSED = "[...document.querySelectorAll('.what')].find(one => one.textContent === 'refused')"
@@ -32,18 +33,26 @@ REFUSED = "[...document.querySelectorAll('.what')].find(one => one.textContent =
 def shop() -> Iterator[tuple[Any, Operator, Any]]:
     """A server with two workers and the clients of a shop."""
     with receiving() as backend, contextlib.ExitStack() as stack:
-        app = {**APP, "name": "The shop", "key": "shop-key", "history": [{"filter": ["orders"], "size": 100, "ttl": 600}]}
+        app = {
+            **APP,
+            "name": "The shop",
+            "key": "shop-key",
+            "secret": SECRET,
+            "history": [{"filter": ["orders"], "size": 100, "ttl": 600}],
+        }
         app["webhooks"] = [{"url": backend.url, "events": ["channel_occupied", "member_added"]}]
         config = {"server": {"workers": 2, "proto": ["pusher", "websocket"]}, "hooks": {"folder": "hooks"}}
         server, operator = stack.enter_context(console(config, {"shop": app}))
         clients = []
         for number in range(40):
             client = stack.enter_context(pusher_socket(server, "shop-key"))
-            sign_in(client, f"customer-{number:02d}")
+            ask_to_sign_in(client, {"id": f"customer-{number:02d}"}, SECRET)
+            client.expect("pusher:signin_success")
             for channel in ("orders", f"cart-{number:02d}", *(("prices",) if number % 2 else ())):
                 client.subscribe(channel)
             if number < 5:
-                client.subscribe("presence-support", {"user_id": f"agent-{number}"})
+                client.request_subscription("presence-support", {"user_id": f"agent-{number}"}, SECRET)
+                client.expect("pusher_internal:subscription_succeeded", "presence-support")
             clients.append(client)
         for _ in range(6):
             stack.enter_context(raw_socket(server, "prices", key="shop-key"))
