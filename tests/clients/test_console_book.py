@@ -42,7 +42,7 @@ def shop() -> Iterator[tuple[Any, Operator, Any]]:
         }
         app["webhooks"] = [{"url": backend.url, "events": ["channel_occupied", "member_added"]}]
         config = {"server": {"workers": 2, "proto": ["pusher", "websocket"]}, "hooks": {"folder": "hooks"}}
-        server, operator = stack.enter_context(console(config, {"shop": app}))
+        server, operator = stack.enter_context(console(config, {"shop": app, "app-test": {**APP, "secret": SECRET}}))
         clients = []
         for number in range(40):
             client = stack.enter_context(pusher_socket(server, "shop-key"))

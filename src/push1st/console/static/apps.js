@@ -78,7 +78,7 @@ function Detail({ app: listed, close }) {
         ["Key", html`<${Name} of=${app.key} />`],
         ["Secrets", app.secrets.length ? `set, ${app.secrets.join(" and ")} bytes` : "none"],
         ["Channels", data ? (data.distinct_channels === null ? "unknown" : data.has_more_channels ? `more than ${whole(data.distinct_channels)}` : whole(data.distinct_channels)) : "…"],
-        ["Subscriptions", html`${figure(app.subscriptions)} <span class="faint">with one of each signed-in connection</span>`],
+        ["Subscriptions", figure(app.subscriptions)],
         given(app.refusals) && ["Refusals", figure(app.refusals)],
         app.source && ["Source", html`<${Name} of=${app.source} />`],
       ]}

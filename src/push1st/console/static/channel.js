@@ -53,7 +53,7 @@ export function Channel({ params }) {
           ? data.members
             ? html`<${Members} app=${app} members=${data.members} total=${data.users ?? 0} />`
             : html`<${Empty} title="Unknown while the broker is away">The broker keeps the members. They appear here as soon as the broker is back.<//>`
-          : html`<${Section} title="Subscriptions by worker"><${Workers} rows=${data.by_worker ?? []} /><//>
+          : html`<${Section} title="Subscriptions by worker" lead=${data.away && `Only the worker ${data.from} has answered. Those of the others are unknown.`}><${Workers} rows=${data.by_worker ?? []} /><//>
               ${data.cache && html`<${Section} title="Last event" lead="A cache channel sends this event to each new subscriber."><${Cached} cache=${data.cache} /><//>`}`}`}
   <//>`;
 }

@@ -29,7 +29,7 @@ export function Channels({ params }) {
   /** @param {Record<string, string>} change */
   const put = (change) => go("channels", { app, prefix, kind, ...change }, true);
   const isFiltered = prefix || kind;
-  return html`<${Screen} title="Channels" lead="The channels that have subscribers now, on all workers.">
+  return html`<${Screen} title="Channels" lead="The channels that have subscribers now, on all workers. MQTT filters with wildcards do not count.">
     <div class="fields">
       <${Filter} label="Beginning of the name" search wide value=${prefix} put=${(/** @type {string} */ text) => put({ prefix: text })} />
       <${Choice} label="Kind" value=${kind} put=${(/** @type {string} */ value) => put({ kind: value })} options=${KINDS} />

@@ -59,7 +59,7 @@ export function Connections({ params }) {
         { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} label="none" />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
         { key: "protocol", label: "Protocol", size: "s", show: (/** @type {any} */ row) => protocolName(row.protocol) },
-        { key: "channels", label: "Channels", size: "xs", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
+        { key: "channels", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
         { key: "behind", label: "Unsent", size: "xs", number: true, show: (/** @type {any} */ row) => (row.behind ? bytes(row.behind) : html`<span class="faint">${bytes(0)}</span>`) },
         { key: "since", label: "Open for", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         {
@@ -117,7 +117,7 @@ function Detail({ app, row, close, end }) {
         ["Client", html`<${Text} of=${row.user_agent || "not stated"} />`, true],
       ]}
     />
-    <p class="strong">${row.channel_count ? `Subscribed to ${count(row.channel_count, "channel")}` : "Subscribed to no channel"}</p>
+    <p class="strong">${row.channel_count ? `Subscribed to ${count(row.channel_count, row.protocol.startsWith("mqtt") ? "topic filter" : "channel")}` : "Subscribed to nothing"}</p>
     <ul>
       ${row.channels.map((/** @type {string} */ name) => html`<li key=${name}><a class="of-channel mono" href=${link("channel", { app, name })}><${Text} of=${name} /></a></li>`)}
     </ul>

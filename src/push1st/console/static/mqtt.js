@@ -61,7 +61,7 @@ function Sessions({ params }) {
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : html`<span class="faint">not counted</span>`) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : `at least ${known(row.waiting)}`) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
@@ -69,6 +69,7 @@ function Sessions({ params }) {
       data=${data}
       shown=${rows?.length ?? 0}
       noun=${rows?.length === 1 ? "session" : "sessions"}
+      also=" and of absent clients"
       isFirst=${!after}
       first=${link("mqtt", { ...params, after: "" })}
       next=${data?.next ? link("mqtt", { ...params, after: data.next }) : null}
@@ -83,7 +84,7 @@ function Sessions({ params }) {
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
           ["Worker", html`<${Node} of=${shown.worker} label="none, the client is absent" />`],
-          ["Waiting", shown.state === "connected" ? known(shown.waiting) : `${known(shown.waiting)}, and the new messages of its subscriptions, which are not counted`],
+          ["Waiting", shown.state === "connected" ? known(shown.waiting) : `at least ${known(shown.waiting)}: new messages of its subscriptions are not counted`],
           ["In flight", known(shown.inflight)],
         ]}
       />

@@ -63,6 +63,7 @@ class Recorder {
     this.last = answer;
     this.withoutConsole = Math.min(answer.without_console ?? 0, before?.without_console ?? 0);
     if (!before) {
+      this.workers.clear();
       for (const key of KEYS) this.points.set(key, []);
       this.wantsSamples = true;
     }
@@ -298,6 +299,7 @@ function Verdict({ data }) {
   const refusals = (recorder.points.get("refusals") ?? []).reduce((most, { v }) => Math.max(most, v), 0);
   if (useStore(away) && !found.length) return null; // the bar at the top says it
   return html`<ul class="verdict" aria-label="State">
+    ${data.away && html`<li><span>Only ${data.nodes.map(nodeName).join(", ")} has answered. It reports:</span></li>`}
     ${found.length
       ? found.slice(0, 8).map(({ kind, key, text }) => html`<li key=${key} class=${kind}><span>${text}</span></li>`)
       : html`<li class=${isMeasured() ? "ok" : ""}><span>${wellText(data)}</span></li>`}

@@ -261,12 +261,12 @@ export function live(value) {
 
 /**
  * The way to the next page of a list.
- * @param {{data: any, shown: number, total?: number, noun: string, first: string, next: string | null, isFirst: boolean, whose?: string}} props
- *   whose: whose list it is while the broker is away: of one worker, or of its machine
+ * @param {{data: any, shown: number, total?: number, noun: string, first: string, next: string | null, isFirst: boolean, whose?: string, also?: string}} props
+ *   whose: whose list it is while the broker is away: of one worker, or of its machine; also: what else is unknown then
  */
-export function Pager({ data, shown, total = 0, noun, first, next, isFirst, whose = "worker" }) {
+export function Pager({ data, shown, total = 0, noun, first, next, isFirst, whose = "worker", also = "" }) {
   if (!data || (!shown && isFirst && !next && !data.away)) return null;
-  const where = data.away ? ` of the ${whose} ${data.from}; those of other ${whose.split(" ")[0]}s are unknown now` : "";
+  const where = data.away ? ` of the ${whose} ${data.from}; those of other ${whose.split(" ")[0]}s${also} are unknown now` : "";
   const isOnly = isFirst && !next;
   const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
