@@ -2,7 +2,7 @@
 /** The nodes of the cluster and the broker that connects them. */
 import { html, useEffect } from "./vendor/htm-preact.js";
 import { learnNames, useCall } from "./data.js";
-import { bytes, count, duration, short, whole } from "./text.js";
+import { byNode, bytes, count, duration, short, whole } from "./text.js";
 import { Badge, Empty, Facts, live, Loading, Missing, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
 export function Cluster() {
@@ -20,7 +20,7 @@ export function Cluster() {
     <${Section} title="Nodes" lead="Each worker renews its lease in the broker. If a lease expires, the other workers remove this node.">
       <${Table}
         caption="Nodes"
-        rows=${data.nodes}
+        rows=${data.nodes.slice().sort(byNode)}
         id=${(/** @type {any} */ row) => row.id}
         columns=${[
           { key: "name", label: "Worker", show: (/** @type {any} */ row) => html`<${Node} of=${row.id} />${row.here && html` <span class="note">serves this tab</span>`}` },

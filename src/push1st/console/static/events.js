@@ -63,7 +63,7 @@ export function Events({ params }) {
     setSent(kept);
     work(false);
   };
-  return html`<${Screen} title="Event creator" lead="Publishes an event as your backend would, within the limits of the app.">
+  return html`<${Screen} title="Event creator" lead="Publishes an event as an unsigned call of the HTTP API would, within the limits of the app.">
     <form class="panel form" ref=${element} onSubmit=${submit}>
       <div class="fields">
         <${Choice} label="To" value=${form.to} put=${(/** @type {string} */ to) => put({ to })} options=${[["channel", "a channel"], ["user", "a user"]]} />

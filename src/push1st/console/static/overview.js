@@ -2,7 +2,7 @@
 /** The overview: figures of all workers with ten minutes of history, and what needs attention. */
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { away, call, learnNames, link, live, liveState, useLive, useStore } from "./data.js";
-import { bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
+import { byNode, bytes, clock, count, duration, nodeName, percent, protocolName, rate, short, whole } from "./text.js";
 import { Empty, Loading, Name, Node, Problem, Screen, Section, State, Table, Text } from "./ui.js";
 
 const SECONDS = 600;
@@ -177,10 +177,10 @@ export function Overview() {
     ${data &&
     html`<${Verdict} data=${data} />
       <section class="tiles" aria-labelledby="figures" aria-live="off">
-        <h2 class="hidden" id="figures">Figures of ten minutes</h2>
-        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: only ? tile.label.split(" (")[0] + only : tile.label }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
+        <h2 class="hidden" id="figures">The last ten minutes</h2>
+        ${TILES.map((tile) => html`<${TileBox} key=${tile.key} tile=${{ ...tile, label: tile.label.replace(/( \(.*)?$/, only + "$1") }} points=${recorder.points.get(tile.key) ?? []} now=${data.at} />`)}
       </section>
-      <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent]} /><//>
+      <${Section} title="Workers"><${Workers} nodes=${[...data.nodes, ...silent].sort(byNode)} /><//>
       <${Section} title=${`Connections by protocol${only}`}><${Protocols} nodes=${data.nodes} /><//>
       <${Summary} data=${data} />`}
   <//>`;

@@ -176,6 +176,15 @@ export function nodeName(node) {
 }
 
 /**
+ * Orders nodes by machine, worker and id. Nodes without a known machine are last.
+ * @param {any} a @param {any} b
+ */
+export function byNode(a, b) {
+  const [one, two] = [a, b].map(({ machine, worker, id }) => [machine ?? "\uffff", String(worker ?? 0).padStart(5, "0"), id].join("\0"));
+  return one < two ? -1 : 1;
+}
+
+/**
  * Returns the text of an error of the operating system without its number.
  * @param {string} text
  */
