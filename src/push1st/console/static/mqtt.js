@@ -61,7 +61,7 @@ function Sessions({ params }) {
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : `at least ${known(row.waiting)}`) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : `≥ ${known(row.waiting)}`) },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
