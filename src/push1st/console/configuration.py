@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from push1st.config.model import all_warnings, strictness
+from push1st.config.model import Config, all_warnings, strictness
 from push1st.config.settings import settings
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.notes import notes
@@ -34,6 +34,8 @@ class Configuration:
 
     def __init__(self, context: ConsoleContext) -> None:
         self._context = context
+        self._texts: tuple[Config | None, dict[str, Any]] = None, {}
+        """the settings and texts, and the configuration from which they are made"""
         self.endpoints = (ConsoleEndpoint("GET", "config", self._show),)
 
     async def _show(self, _call: ConsoleCall) -> dict[str, Any]:
@@ -41,11 +43,18 @@ class Configuration:
         status = self._context.node.status
         found = await status() if status is not None else b""
         state = _state.decode(found) if found else ServerState()
+        if self._texts[0] is not config:  # with 10,000 apps, this takes 0.2 s
+            self._texts = (
+                config,
+                {
+                    "settings": settings(config),
+                    "warnings": bounded(all_warnings(config)),
+                    "notes": bounded([*notes(config), *strictness(config)]),
+                },
+            )
         return {
+            **self._texts[1],
             "file": state.config,
-            "settings": settings(config),
-            "warnings": bounded(all_warnings(config)),
-            "notes": bounded([*notes(config), *strictness(config)]),
             "listeners": state.listeners,
             "certificates": state.certificates,
             "reload": state.reload,

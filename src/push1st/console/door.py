@@ -1,10 +1,9 @@
 """Signs operators in and out: the sessions of this worker, and the sessions that ended on other workers.
 
 A cookie is valid on every worker without shared state, so each worker must know which sessions ended before their time. A worker
-exchanges the ended sessions with the others at its start, when it learns that a session has ended, and when another worker
-appears or returns. It repeats the exchange until the other worker has replied. So an end reaches all workers even if the worker
-of the sign-out dies before all of them have replied. The exchanges stop, because the end of a session is new to each worker only
-once.
+exchanges the ended sessions with the others at its start, when a session ends, and when another worker appears or returns. It
+repeats the exchange until the other worker has replied. The worker of the sign-out may die before all have replied, so one of
+the others, the one whose name is the first, also exchanges the ends that it learns, and exchanges again when a worker is gone.
 """
 
 import asyncio
@@ -47,6 +46,8 @@ class ConsoleDoor:
         self._live = live
         self._exchanged_with: set[str] = set()
         """the other nodes that have all ended sessions of this worker, and whose ended sessions this worker has"""
+        self._consoles: set[str] = set()
+        """the other nodes with a console at the last tick"""
         self._exchanging: asyncio.Task[None] | None = None
         self._again_at = 0.0
         self._wire.serve(ENDED, self._on_ended)
@@ -63,6 +64,9 @@ class ConsoleDoor:
     def tick(self) -> None:
         """Exchanges the ended sessions with the nodes that have appeared or did not reply before. Called once a second."""
         consoles = set(self._wire.consoles())
+        if self._consoles - consoles and self._is_first(consoles):
+            self._exchanged_with = set()
+        self._consoles = consoles
         self._exchanged_with &= consoles
         now = self._clock.monotonic()
         if consoles == self._exchanged_with or now < self._again_at:
@@ -79,6 +83,7 @@ class ConsoleDoor:
     async def sign_out(self, session: OperatorSession) -> None:
         """Ends a session on all workers. `tick` sends the end again to the workers that do not confirm it in time."""
         self._end({session.nonce: session.ends})
+        self._exchanged_with = set()
         if reason := await self._exchange():
             log.warning("console sign-out not confirmed by other workers", reason=reason)
 
@@ -126,10 +131,14 @@ class ConsoleDoor:
         return msgspec.msgpack.encode(self._sessions.ended)
 
     def _end(self, ended: Mapping[str, int]) -> None:
-        """Ends sessions on this worker, which then exchanges those that it did not know with all other workers."""
+        """Ends sessions on this worker. The first worker then exchanges those that it did not know with all others."""
         learnt = False
         for nonce, ends in ended.items():
             learnt |= self._sessions.end(nonce, ends, self.now())
             self._live.end_session(nonce)
-        if learnt:
+        if learnt and self._is_first(self._wire.consoles()):
             self._exchanged_with = set()  # an exchange that still runs lacks these sessions, and changes the replaced set
+
+    def _is_first(self, consoles: Collection[str]) -> bool:
+        """Returns whether this worker's name is the first one. consoles: the other nodes with a console."""
+        return self._name < min(consoles, default=self._name + "~")

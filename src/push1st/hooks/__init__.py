@@ -11,6 +11,7 @@ module in this package with a `HookTransport`, and a line in `TRANSPORTS`.
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -131,8 +132,6 @@ class Hooks(Protocol):
 
     tap: HookTap | None
     """the object that shows deliveries and decisions; None while no operator watches"""
-    lost_app: str
-    """the app of the events that were lost last; "" if none were"""
 
     def on_event(self, event: HookEvent) -> None:
         """Queues a hook event for the endpoints that want events of this kind. This method never waits."""
@@ -148,6 +147,10 @@ class Hooks(Protocol):
 
     def oldest(self) -> dict[str, float]:
         """Returns the age of the oldest queued event of each app, in seconds; 0 if no event is queued."""
+
+    @property
+    def lost_app(self) -> str:
+        """The app whose events were lost last, if this was in the last ten minutes; else ""."""
 
     @property
     def operations(self) -> "HookOperations": ...
@@ -221,9 +224,19 @@ class Redrive(msgspec.Struct, frozen=True):
     refused: dict[str, int]
 
 
+def _has_wrong_port(url: str) -> bool:
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:
+        return True
+    return False
+
+
 def shown(url: str) -> str:
     """Returns a URL without the parts that may be secret: user, password and query."""
     scheme, _, rest = url.partition("://")
+    if _has_wrong_port(url) and "@" in rest:  # the user or the password contains a character that ends the host
+        rest = f"…@{rest.rpartition('@')[2]}"
     rest, question, _ = rest.partition("?")
     host, slash, path = rest.partition("/")
     _, at, host = host.rpartition("@")

@@ -56,6 +56,8 @@ class SaveTimings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 TIMINGS = SaveTimings()
+LOST_SECONDS = 600
+"""the seconds for which the app of lost events is remembered"""
 
 
 class HookDispatcher:
@@ -100,7 +102,8 @@ class HookDispatcher:
         self._debounce = Debounce()
         self._release_at: asyncio.TimerHandle | None = None
         self._load_at: asyncio.TimerHandle | None = None
-        self.lost_app = ""
+        self._lost = "", 0.0
+        """the app of the events that were lost last, and the time of the loss"""
         self._failing = False
         """whether the last attempt to load saved events failed"""
         self._endpoints: dict[str, tuple[HookEndpoint, ...]] = {}
@@ -240,7 +243,7 @@ class HookDispatcher:
 
     def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
         """Writes lost events to the folder, if the configuration has a folder. Counts the events that the store rejects."""
-        self.lost_app = app
+        self._lost = app, self.clock.monotonic()
         if self._store is not None:
             unwritten = self._store.add_dead_letter(app, endpoint, reason, events, hook)
             if unwritten:
@@ -251,6 +254,12 @@ class HookDispatcher:
 
     def _removed(self, app: str) -> Sequence[HookEndpoint]:
         return [one for one in self._retired if one.wanted.target.app == app]
+
+    @property
+    def lost_app(self) -> str:
+        """The app whose events were lost last, if this was in the last ten minutes; else ""."""
+        app, at = self._lost
+        return app if self.clock.monotonic() - at < LOST_SECONDS else ""
 
     def status(self, app: str) -> list[Status]:
         """Returns the states of an app's endpoints, in the order of the app's configuration."""

@@ -44,8 +44,8 @@ def notes(config: Config) -> Iterator[str]:
     if ids := [app.id for app in config.apps if admits_anonymous(app)]:
         yield (
             f"{some(ids)}: MQTT clients may connect anonymously, and any client with the same client id takes over the session "
-            "of an anonymous client, with its messages: to reject anonymous clients, set options.authorized-only, or authorize "
-            "on connect"
+            "of an anonymous client, with its messages: to reject anonymous clients, set options.authorized-only, or let "
+            "your backend decide about connections (authorize)"
         )
 
 

@@ -62,8 +62,8 @@ def _notes(app: AppConfig, outbox: int) -> Iterator[str]:
         if is_changed and largest > outbox // 4:  # with the defaults, few events are so large
             yield (
                 f"{here} may keep up to {readable(largest)} a channel, but a client that returns gets at most "
-                f"{readable(outbox // 4)} of it (a quarter of server.outbox); if it missed more, it must load its data again "
-                "(too-large): raise server.outbox, or lower size or limits.payload"
+                f"{readable(outbox // 4)} of it (a quarter of server.outbox); if it missed more, the server answers "
+                "too-large, and it must load its data again: raise server.outbox, or lower limits.payload or the section's size"
             )
 
 

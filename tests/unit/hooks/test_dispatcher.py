@@ -96,6 +96,17 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     await board.board.close(0)
 
 
+async def test_app_of_lost_events_is_remembered_for_ten_minutes():
+    board = Board(A)
+    assert board.board.lost_app == ""
+    board.board.add_dead_letter("a", "http://a/", "expired", [b"{}"])
+    board.clock.advance(599)
+    assert board.board.lost_app == "a"
+    board.clock.advance(1)
+    assert board.board.lost_app == ""
+    await board.board.close(0)
+
+
 async def test_request_in_progress_at_a_stop_is_cancelled_and_sent_again_with_its_id(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     one = Board(A, config=config)

@@ -207,6 +207,8 @@ def test_opposite_edge_of_a_selected_edge_is_reported():
         ("http://example.com/hook", "http://example.com/hook"),
         ("http://example.com?a=hunter2", "http://example.com?…"),
         ("http://a@b:hunter2@example.com/", "http://…@example.com/"),
+        ("https://user:pass/hunter2@example.com/hook", "https://…@example.com/hook"),
+        ("https://user:pass?hunter2@example.com/hook?token=hunter2", "https://…@example.com/hook?…"),
         ("py://shop.hooks:on_event", "py://shop.hooks:on_event"),
         ("lua://hooks/a.lua", "lua://hooks/a.lua"),
     ],

@@ -62,8 +62,8 @@ def test_a_history_that_may_be_too_large_for_a_replay_has_a_note() -> None:
     assert noted(HistorySection(size=101), outbox=4 * 30_000) == [
         (
             "a: history section 1 (all channels) may keep up to 29.6 KiB a channel, but a client that returns gets at most "
-            "29.3 KiB of it (a quarter of server.outbox); if it missed more, it must load its data again (too-large): "
-            "raise server.outbox, or lower size or limits.payload"
+            "29.3 KiB of it (a quarter of server.outbox); if it missed more, the server answers too-large, and it must load its "
+            "data again: raise server.outbox, or lower limits.payload or the section's size"
         )
     ]
     assert noted(HistorySection(size=100), outbox=4 * 30_000) == []

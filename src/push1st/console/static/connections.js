@@ -59,7 +59,6 @@ export function Connections({ params }) {
         { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} label="none" />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
         { key: "protocol", label: "Protocol", size: "s", show: (/** @type {any} */ row) => protocolName(row.protocol) },
-        { key: "channels", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => short(row.channel_count) },
         { key: "behind", label: "Unsent", size: "xs", number: true, show: (/** @type {any} */ row) => (row.behind ? bytes(row.behind) : html`<span class="faint">${bytes(0)}</span>`) },
         { key: "since", label: "Open for", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         {

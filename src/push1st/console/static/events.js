@@ -32,9 +32,6 @@ export function Events({ params }) {
     set(draft);
   };
   useEffect(() => {
-    if (error) /** @type {HTMLElement | null} */ (document.querySelector("form [aria-invalid=true]"))?.focus();
-  }, [error]);
-  useEffect(() => {
     if (channel) put({ to: "channel", target: channel });
     if (user) put({ to: "user", target: user });
   }, [channel, user]);

@@ -34,7 +34,7 @@ export function Hooks({ params }) {
         error=${error}
         again=${reload}
         bones=${2}
-        empty=${html`<${Empty} title="This app has no hooks">Add the key <code>webhooks</code> to the app in the configuration (or <code>hook</code>, that of the original Push1st), and reload the server.<//>`}
+        empty=${html`<${Empty} title="This app has no hooks">In the configuration, add <code>webhooks:</code> to the app, and reload the server.<//>`}
         columns=${[
           { key: "endpoint", label: "Endpoint", wrap: true, show: (/** @type {any} */ row) => html`<${Endpoint} of=${row.endpoint} />${row.removed && html`<p class="faint">No longer in the configuration. The server still delivers what waits.</p>`}` },
           { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => state(row, isPart) },

@@ -34,7 +34,7 @@ const NUMBER = Symbol("number");
 let arrived = 0;
 
 /**
- * Rows outlive the screen, but not the tab. `first`: the number of the first row since the console was loaded; `gone`: the
+ * Rows outlive a change of the filter, but not the tab. `first`: the number of the first row since the console was loaded; `gone`: the
  * rows above `MAX_ROWS` since the last "Clear".
  * @type {{rows: any[], first: number, gone: number, dropped: Record<string, number>}}
  */

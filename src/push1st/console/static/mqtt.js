@@ -38,6 +38,7 @@ function Sessions({ params }) {
       <${Choice} label="State" value=${state} put=${(/** @type {string} */ value) => put({ state: value })} options=${[["", "all"], ["connected", "connected"], ["absent", "absent"]]} />
     </div>
     <${Missing} data=${data} />
+    ${rows?.some((/** @type {any} */ row) => row.state === "absent") && html`<p class="note">“≥”: more messages may wait for an absent client, in the logs of its subscriptions.</p>`}
     <${Table}
       caption="MQTT sessions"
       rows=${rows}

@@ -54,10 +54,10 @@ class Recorder {
     this.wantsSamples = true;
   }
 
-  /** @param {any} answer */
+  /** Returns whether the answer is newer than the last one. @param {any} answer */
   take(answer) {
     const last = this.last;
-    if (last && answer.at <= last.at) return;
+    if (last && answer.at <= last.at) return false;
     // One curve never joins the figures of all workers with those of one, or those of one with those of another one.
     const before = last && answer.at - last.at <= 30 && scope(last) === scope(answer) ? last : null;
     this.last = answer;
@@ -96,6 +96,7 @@ class Recorder {
       if (!answer.missing?.length && (key === "connections" || pairs)) points.push({ t: answer.at, v: sums.get(key) ?? 0 });
       while (points.length && points[0].t < answer.at - SECONDS - 20) points.shift();
     }
+    return true;
   }
 
   /** Begins with the samples that the workers have kept. @param {any} answer */
@@ -145,11 +146,11 @@ export function Overview() {
   const take = (answer) => {
     if (answer.error) return fail(new Error(answer.error));
     if ("away" in answer) away.set(answer.away || "");
-    recorder.take(answer);
+    const isNew = recorder.take(answer);
     learnNames([...answer.nodes, ...(answer.about ?? [])]);
     fail(null);
     again((n) => n + 1);
-    if (recorder.wantsSamples) live.again("overview"); // the same worker then sends its samples
+    if (isNew && recorder.wantsSamples) live.again("overview"); // the same worker then sends its samples
     return undefined;
   };
   useLive("overview", { every: EVERY }, take);
@@ -256,8 +257,9 @@ function statements(data) {
   /** @param {any} node */
   const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0) || data.nodes.some((/** @type {any} */ node) => isNew(node) && counter(node, "hook_events_lost") > 0)) {
-    const app = data.nodes.map((/** @type {any} */ node) => node.hook_lost_app).find(Boolean) ?? "";
-    say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes, the last ones of the app <b><${Text} of=${app} /></b>: see its <a href=${link("hooks", { app })}>dead letters</a>.`);
+    const app = data.nodes.map((/** @type {any} */ node) => node.hook_lost_app).find(Boolean);
+    const where = app ? html`, also of the app <b><${Text} of=${app} /></b>: see its <a href=${link("hooks", { app })}>dead letters</a>.` : html`: see the dead letters of the <a href=${link("apps")}>apps</a>.`;
+    say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes${where}`);
   }
   for (const node of data.nodes) {
     const name = html`<b><${Text} of=${nodeName(node)} /></b>`;
@@ -265,7 +267,7 @@ function statements(data) {
     const lag = Math.max(...(recorder.workers.get(node.id)?.lag ?? [{ t: 0, v: 0 }]).map(({ v }) => v));
     if (lag >= LAG_SECONDS) say("warn", `lag ${node.id}`, html`In the last minute, clients of ${name} had to wait for ${`the event loop, for up to ${duration(lag)}.`}`);
     if (node.fds && node.fds_most && node.fds >= node.fds_most * FILES_PART) {
-      say("bad", `files ${node.id}`, html`The worker ${name} has few file descriptors left. Raise the limit (<code>ulimit -n</code>)${`; it uses ${whole(node.fds)} of ${whole(node.fds_most)}.`}`);
+      say("bad", `files ${node.id}`, html`The worker ${name} needs more file descriptors. Raise the limit (<code>ulimit -n</code>)${`; it uses ${whole(node.fds)} of ${whole(node.fds_most)}.`}`);
     }
   }
   const versions = [...new Set(data.nodes.map((/** @type {any} */ node) => node.version))];
