@@ -258,7 +258,7 @@ function statements(data) {
   const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
   if (recorder.points.get("hook_events_lost")?.some(({ v }) => v > 0) || data.nodes.some((/** @type {any} */ node) => isNew(node) && counter(node, "hook_events_lost") > 0)) {
     const app = data.nodes.map((/** @type {any} */ node) => node.hook_lost_app).find(Boolean);
-    const where = app ? html`, also of the app <b><${Text} of=${app} /></b>: see its <a href=${link("hooks", { app })}>dead letters</a>.` : html`: see the dead letters of the <a href=${link("apps")}>apps</a>.`;
+    const where = app ? html`, for example of the app <b><${Text} of=${app} /></b>: see its <a href=${link("hooks", { app })}>dead letters</a>.` : html`: see the dead letters of the <a href=${link("apps")}>apps</a>.`;
     say("bad", "hooks lost", html`The server has given up hook events in the last ten minutes${where}`);
   }
   for (const node of data.nodes) {
