@@ -9,6 +9,7 @@ socket stays open.
 """
 
 import asyncio
+import socket as sockets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,6 @@ MAX_UNSENT = 262_144
 BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
-CONFIRMED = b'{"events":[],"dropped":{}}'
 ERROR = b'{"error"'
 """the beginning of a refusal in place of a batch; the page gets it even if it is behind"""
 
@@ -73,6 +73,8 @@ class Inspector:
         self._missed: dict[LiveSocket, Counter[str]] = {}
         """the counts of the events that sockets with too many unsent bytes have missed"""
         self._count = 0
+        worker = f"{sockets.gethostname()}:{context.number}"
+        self._confirmed = _encode({"events": [], "dropped": {}, "worker": worker})
         self._renew_at: asyncio.TimerHandle | None = None
         context.wire.handle(BEGIN, self._begin)
         context.wire.handle(END, self._end)
@@ -91,7 +93,7 @@ class Inspector:
         self._taps.check_room()
         self._count += 1
         order = self._own[socket] = WatchOrder(f"{self._context.name}-{self._count}", self._context.name, filter)
-        socket.send(CONFIRMED)
+        socket.send(self._confirmed)
         self._context.wire.send(BEGIN, _encode(order))
         self._renew_later(FIRST_RENEWAL_SECONDS)
 

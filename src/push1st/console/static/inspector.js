@@ -50,6 +50,7 @@ export function Inspector({ params }) {
   const [follows, follow] = useState(true);
   const [chosen, choose] = useState(/** @type {any} */ (null));
   const [error, fail] = useState("");
+  const [worker, name] = useState("one worker");
   const types = what ? what.split(",") : [];
   const request = { filter: { app, ...(types.length ? { what: types } : {}), channel, socket, user, ip, data: Boolean(data) } };
   useEffect(() => {
@@ -59,6 +60,7 @@ export function Inspector({ params }) {
   useLive("inspector", paused ? null : request, (answer) => {
     if (answer.error) return fail(answer.error);
     fail("");
+    if (answer.worker) name(answer.worker);
     for (const one of answer.events) one[NUMBER] = arrived++;
     const rows = ordered([...kept.rows, ...answer.events]);
     const over = Math.max(0, rows.length - MAX_ROWS);
@@ -108,7 +110,7 @@ export function Inspector({ params }) {
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <p class="note tally" role="status" aria-live="off">${live(tally)}</p>
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away))} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away) && worker)} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>
@@ -126,11 +128,11 @@ function ordered(rows) {
   return [...rows.slice(0, start), ...rows.slice(start).sort((a, b) => a.at - b.at)];
 }
 
-/** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} isAway */
-function idle(paused, state, isFiltered, app, isAway) {
+/** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} only the worker that is watched alone; "" if all are */
+function idle(paused, state, isFiltered, app, only) {
   if (paused) return "Paused. Select “Resume” to watch again.";
   if (state !== "open") return "Connecting to the live channel …";
-  if (isAway) return "Watching one worker only, because the broker is away. Nothing has happened there yet.";
+  if (only) return `Watching ${only} only, because the broker is away. Nothing has happened there yet.`;
   if (isFiltered) return "Watching. Nothing matches the filter yet.";
   return html`Watching. Nothing has happened yet: connect a client, or <a href=${link("events", { app })}>publish an event</a>.`;
 }

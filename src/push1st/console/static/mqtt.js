@@ -51,7 +51,7 @@ function Sessions({ params }) {
         ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Continue search” to examine more.<//>`
         : client || state
           ? html`<${Empty} title="No session matches" alone="No session of this worker matches">Change the filter, or clear it.<//>`
-          : html`<${Empty} title="There are no MQTT sessions" alone="No MQTT client is connected to this worker">Connect an MQTT client with the key of this app. The server needs <code>server.mqtt.listen</code>, and <code>mqtt</code> in <code>server.proto</code>.<//>`}
+          : html`<${Empty} title="There are no MQTT sessions" alone="No MQTT client is connected to this worker">Connect an MQTT client with the key of this app. If it cannot connect, look at <code>server.mqtt.listen</code> and <code>server.proto</code> in the configuration.<//>`}
       columns=${[
         {
           key: "client",
