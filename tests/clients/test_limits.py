@@ -563,7 +563,7 @@ def test_subscription_count_of_a_large_channel_is_sent_at_most_every_five_second
     server.until_sessions(channel, 96, "app-counting")
     while (number := count()) != 96:
         assert number in range(97, 101)
-    assert time.monotonic() - told < 9, "at 100 there is no need to wait any more"
+    assert time.monotonic() - told < 8, "at 100 there is no need to wait any more"
 
 
 # -- slow events that started with the file

@@ -109,7 +109,7 @@ def test_repeated_subscription_waits_for_a_second(publisher: PahoClient, port: i
         for _ in range(3):
             client.subscribe("again")
             assert expect(client)[:3] == ("again", b"1", True)
-        assert time.monotonic() - begin > 1.9
+        assert 1.9 < time.monotonic() - begin < 4
 
 
 def test_retained_message_has_its_properties_and_remaining_expiry(publisher: PahoClient, port: int) -> None:

@@ -239,11 +239,10 @@ def test_clients_that_fight_for_a_client_id_are_delayed(server: ServerProcess, p
         for _ in range(2):
             _, connack = stack.enter_context(lasting(port, MQTT_5, "fight"))
             assert connack[2:4] == b"\1\0"
-        fight = time.monotonic() - start
-        assert fight >= 2
+        assert time.monotonic() - start >= 2
         start = time.monotonic()
         stack.enter_context(lasting(port, MQTT_5, "peace"))
-        assert time.monotonic() - start < fight / 2, "a client without a fight is not delayed"
+        assert time.monotonic() - start < 1
     assert re.search("connections take over a client id too often.*client_id=fight", server.output)
 
 

@@ -150,12 +150,12 @@ ENDS: dict[str, Callable[[ServerProcess, Device, int], object]] = {
 @LEVELS
 @pytest.mark.parametrize("end", ENDS)
 def test_will_is_published_once(server: ServerProcess, port: int, witness: PahoClient, level: int, end: str) -> None:
-    begin = time.monotonic()
     with Device(port, level, keep_alive=1 if end == "keep alive" else 60) as device:
+        begin = time.monotonic()
         ENDS[end](server, device, port)
         assert expect(witness, "gone").payload == b"1"
         if end == "keep alive":
-            assert time.monotonic() - begin >= 1.5
+            assert 1.5 <= time.monotonic() - begin < 4.5
     expect_nothing(server, witness)
 
 
@@ -230,10 +230,10 @@ def test_will_is_published_after_its_delay_or_the_end_of_the_session(
     server: ServerProcess, port: int, witness: PahoClient, delay: int, expiry: int
 ) -> None:
     with delayed(port, delay, expiry, clean=True) as device:
-        begin = time.monotonic()
         device.reset()
+    begin = time.monotonic()
     assert expect(witness, "gone").payload == b"1"
-    assert time.monotonic() - begin > 1.9
+    assert 1.9 < time.monotonic() - begin < 3.5
     expect_nothing(server, witness)
 
 
@@ -254,7 +254,7 @@ def test_will_without_a_delay_is_published_at_once_and_the_session_stays(
 def test_will_is_not_published_if_the_client_returns(server: ServerProcess, port: int, witness: PahoClient) -> None:
     with delayed(port, 2) as first:
         first.reset()
-    time.sleep(0.3)
+    time.sleep(1)
     with delayed(port, 2) as second:
         time.sleep(2.5)
         end(second)

@@ -56,7 +56,7 @@ def test_waits_a_second_between_handshakes_that_a_stopping_server_rejects(node: 
         client.next(on="error", code=4100)
         first = time.monotonic()
         client.next(on="error", code=4100)
-        assert time.monotonic() - first > 0.5  # the test may have received the first error late
+        assert time.monotonic() - first > 0.9
         client.close()
         server.signal()
         server.wait()  # a third signal would interrupt Python while it exits

@@ -11,7 +11,7 @@ from tests.support.process import APP, ServerProcess, merged, push1st, running, 
 from tests.support.pusher_socket import pusher_socket
 from tests.support.receiver import receiving
 
-BACK_SECONDS = 5.0
+BACK_SECONDS = 2.0
 """maximum time until clients have reconnected, after the new process is ready"""
 
 

@@ -150,9 +150,9 @@ def test_page_reload_causes_no_webhook(receiver: Receiver) -> None:
             one.subscribe("presence-room", {"user_id": "7"})
             time.sleep(2.5)  # longer than the three seconds in which earlier pages return
             receiver.until_events("channel_occupied", "member_added")
-            left = time.monotonic()
+        left = time.monotonic()
         receiver.until_events("channel_occupied", "member_added", "member_removed", "channel_vacated")
-        assert receiver.got[-1].at - left > 2.5
+        assert 2.5 < receiver.got[-1].at - left < 6
 
 
 def test_many_that_miss_a_cache_channel_are_one_event(receiver: Receiver) -> None:
@@ -293,7 +293,7 @@ def test_500_then_200_is_one_event_with_one_delivery_id_after_a_second(receiver:
     assert first.body == second.body
     assert first.delivery == second.delivery
     assert first.headers["x-pusher-signature"] == second.headers["x-pusher-signature"]
-    assert 0.85 < second.at - first.at < 1.9
+    assert 0.85 < second.at - first.at < 1.6
     assert (status["sent"], status["failed"], status["queued"], status["retrying"]) == (1, 0, 0, 0)
     assert status["last_error"] == "answered 500"
 
@@ -304,7 +304,7 @@ def test_retries_come_after_1_2_and_4_seconds(receiver: Receiver) -> None:
         one.subscribe("room")
         times = [got.at for got in receiver.until(4, deadline=15)]
     waits = [after - before for before, after in pairwise(times)]
-    assert all(0.85 * want < wait < 1.9 * want for wait, want in zip(waits, (1, 2, 4), strict=True)), waits
+    assert [round(wait / want) for wait, want in zip(waits, (1, 2, 4), strict=True)] == [1, 1, 1], waits
 
 
 @pytest.mark.parametrize(
@@ -624,9 +624,7 @@ def test_hooks_of_push1st_come_in_its_format(receiver: Receiver) -> None:
             one.send("client-hi", 1, "presence-room")
             receiver.until(3)
             socket_id = one.socket_id
-            left = time.monotonic()
-        got = receiver.until(5)
-    assert got[-1].at - left < 3, "hooks of Push1st are not held back"
+        got = receiver.until(5, deadline=2)  # at once: hooks of Push1st are not debounced
     assert [(one.json["event"], one.json["channel"], one.json["app"]) for one in got] == [
         (trigger, "presence-room", "app-test") for trigger in ("register", "join", "push", "leave", "unregister")
     ]

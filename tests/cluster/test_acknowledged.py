@@ -257,7 +257,7 @@ def test_acknowledged_events_are_delivered_when_the_engine_is_killed(own: Server
         seconds = [kill_engine(own, backends) for _ in range(KILLS)]
     assert figure(own, "push1st_engine_restarts_total") == KILLS
     print("publishing was back after", seconds)
-    assert max(seconds) < 6, "the workers were not back at once"
+    assert max(seconds) < 3, "the workers were not back at once"
 
 
 @pytest.mark.long

@@ -118,7 +118,7 @@ async def test_publish_to_a_hung_broker_is_rejected_within_two_seconds() -> None
         valkey.pause()
         started = time.monotonic()
         assert await status(one.publish("c", b"1")) == 503
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 3
         await until(lambda: one.metrics.broker_unconfirmed == 1)
 
 
@@ -168,7 +168,7 @@ async def test_entries_of_a_dead_node_are_evicted_when_its_lease_expires() -> No
         started = time.monotonic()
         dead.crash()
         await until(lambda: staying.members[ROOM] == {"a"} and watching.online == set())
-        assert time.monotonic() - started < 1 + 0.05 + 4, "later than the lease and a look"
+        assert time.monotonic() - started < 1 + 0.05 + 1, "later than the lease and a look"
         assert await two.node.channel(two.app, "c") is None
 
 
@@ -428,7 +428,7 @@ async def test_stopping_node_passes_the_hook_events_lease_at_once() -> None:
         other = two if reader is one else one
         await on(other, "d")
         await until(lambda: ("occupied", "d") in [(event.kind, event.channel) for event in other.hook_events])
-        assert time.monotonic() - ended < 9, "only when the lease was over"
+        assert time.monotonic() - ended < 5, "only when the lease was over"
 
 
 async def test_a_users_connections_are_ended_on_every_node() -> None:

@@ -86,7 +86,7 @@ def publish(connection: http.client.HTTPConnection, channel: str, data: int) -> 
 
 def killed_after(hung: Hung, said: str) -> float:
     """Returns the seconds until the supervisor has logged the hang and the process has ended."""
-    wait_until(lambda: said in hung.server.output and not exists(hung.pid), said, NOTICED_SECONDS + REPLACED_SECONDS)
+    wait_until(lambda: said in hung.server.output and not exists(hung.pid), said, NOTICED_SECONDS + 2)
     return time.monotonic() - hung.since
 
 
@@ -97,10 +97,10 @@ def test_hung_worker_is_replaced_without_effect_on_clients_of_the_other(hung: tu
     while "worker hangs" not in one.server.output:
         assert publish(one.backend, "c", sent) == 200
         sent += 1
-        assert time.monotonic() - one.since < NOTICED_SECONDS + REPLACED_SECONDS
+        assert time.monotonic() - one.since < NOTICED_SECONDS + 2
         time.sleep(0.2)
     assert sent > 20
-    assert killed_after(one, "worker hangs") < NOTICED_SECONDS + REPLACED_SECONDS
+    assert killed_after(one, "worker hangs") < NOTICED_SECONDS + 1
     assert theirs.close_code() == 1006
     assert [other.expect("e", "c") for _ in range(sent)] == list(range(sent))
     wait_until(lambda: len(workers(one.server)) == 2, "another worker runs", REPLACED_SECONDS)
@@ -116,7 +116,7 @@ def test_hung_engine_is_replaced_without_effect_on_clients(hung: tuple[Hung, Hun
     _, two = hung
     began = time.monotonic()
     assert publish(two.backend, "c", 0) == 503 or "engine hangs" in two.server.output
-    assert time.monotonic() - began < NOTICED_SECONDS / 2
+    assert time.monotonic() - began < 2.5
     assert killed_after(two, "engine hangs") < NOTICED_SECONDS + REPLACED_SECONDS
     wait_until(lambda: two.server.output.count("engine ready") == 2, "another engine is there", REPLACED_SECONDS)
     until_delivered(two.server, "c", two.clients)

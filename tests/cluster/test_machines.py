@@ -117,11 +117,10 @@ def test_clients_of_a_killed_machine_are_removed_on_the_other_in_time(cluster: C
     cluster.two.wait()
     killed = time.monotonic()
     wait_until(lambda: not any(map(exists, there)), "its workers have ended", 2)
-    published = 0
     while time.monotonic() < killed + 3:  # the other machine serves on in this time
+        started = time.monotonic()
         cluster.one.publish("other", "e", 1)
-        published += 1
-    assert published > 3, "a publish does not wait for the dead machine"
+        assert time.monotonic() - started < 1
     wait_until(lambda: users_of(cluster.one) == {"0", "1"}, "its members are gone", GONE_SECONDS + 1)
     assert time.monotonic() - killed < GONE_SECONDS + 1
     cluster.one.publish(ROOM, "last", 1)

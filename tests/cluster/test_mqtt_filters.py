@@ -99,10 +99,8 @@ def test_searches_for_the_filters_of_another_worker_slow_down_their_publisher(ow
                 publisher.expect(b"\x40\x03\0\x01\x10")
             return time.monotonic() - begin
 
-        quick = seconds([f"other/{number}" for number in range(120)])
-        slow = seconds([f"a/a/a/a/a/a/a/a/a/a/a/{number}/b" for number in range(120)])
-        assert slow > 2
-        assert quick < 0.8 * slow
+        assert seconds([f"other/{number}" for number in range(120)]) < 2
+        assert seconds([f"a/a/a/a/a/a/a/a/a/a/a/{number}/b" for number in range(120)]) > 2
 
 
 def test_filters_of_a_killed_worker_do_not_remain(own: int) -> None:

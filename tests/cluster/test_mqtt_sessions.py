@@ -184,7 +184,7 @@ def test_stopped_server_loses_its_client_after_a_second(valkey: Valkey) -> None:
             began = time.monotonic()
             with paho_client(two.port, V5, "device", clean=False) as new:
                 assert new.is_present
-                assert 0.9 < time.monotonic() - began < 6
+                assert 0.9 < time.monotonic() - began < 3
                 publish(two.port, "news", 2)
                 assert received(new, 1) == [2]
                 time.sleep(max(0, began + 5 - time.monotonic()))
@@ -306,7 +306,7 @@ def test_clients_without_a_session_are_admitted_while_the_broker_is_away(valkey:
         time.sleep(0.5)
         began = time.monotonic()
         with paho_client(one.port, V5, "brief") as brief:
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 2
             with paho_client(one.port, V5, "device", clean=False, accepted=False) as client:
                 assert client.reason == 0x88
             valkey.start()

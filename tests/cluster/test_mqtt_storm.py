@@ -20,10 +20,7 @@ from tests.support.valkey import Valkey
 def test_sessions_of_devices_that_reconnect_at_once_are_continued(
     valkey: Valkey, devices: Fleet, channel: str, count: int, seconds: int
 ) -> None:
-    """Each device moves to the other worker. seconds: the time in which all are connected again.
-
-    Meanwhile, publishes are acknowledged within 5 s; on a slow machine, within half of the time that the devices needed.
-    """
+    """Each device moves to the other worker. seconds: the time in which all are connected again."""
     with mqtt_servers(valkey) as both:
         ports = [site.port for site in both]
         steady = [devices.device([port], f"steady{port}", {f"{channel}/tick": 1}) for port in ports]
@@ -49,7 +46,7 @@ def test_sessions_of_devices_that_reconnect_at_once_are_continued(
         with contextlib.suppress(AssertionError):
             wait_until(lambda: sum(len(device.arrivals) for device in many) == 2 * count, "all messages arrive", seconds)
         assert [device.client_id for device in many if len(device.arrivals) != 2] == []
-        late = [sent for sent in publisher.sent if sent.acknowledged is None or sent.acknowledged - sent.began > max(5, took / 2)]
+        late = [sent for sent in publisher.sent if sent.acknowledged is None or sent.acknowledged - sent.began > 5]
         assert late == [], took
 
 

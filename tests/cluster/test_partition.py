@@ -97,8 +97,7 @@ async def agree(cluster: Divided, channel: str, subscriptions: int, users: set[s
 @pytest.mark.parametrize("longer", [False, True], ids=["for less than the lease", "for longer than the lease"])
 @pytest.mark.parametrize("how", list(BLOCK))
 async def test_a_partition_heals(how: str, longer: bool) -> None:
-    timings = TIMINGS if longer else msgspec.structs.replace(TIMINGS, lease=30)
-    async with divided(timings) as cluster:
+    async with divided() as cluster:
         near = await on(cluster.near, ROOM, "near")
         far = [await on(place, ROOM, f"far{n}") for n, place in enumerate(cluster.far)]
         alone = await on(cluster.far[0], "c")
@@ -114,13 +113,13 @@ async def test_a_partition_heals(how: str, longer: bool) -> None:
         assert await status(cluster.near.publish(ROOM, b"during")) == 200
         await until(lambda: near.messages[ROOM] == ["during"])
         assert [await one for one in statuses] == [503, 503]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 2.5
         if longer:
             await until(lambda: near.members[ROOM] == {"near"} and near.online == set())
-            assert time.monotonic() - began < TIMINGS.lease + 5
+            assert time.monotonic() - began < TIMINGS.lease + 1
             assert await cluster.near.node.channel(cluster.near.app, "c") is None
         else:
-            await until(lambda: not any(place.connected for place in cluster.far))
+            await asyncio.sleep(TIMINGS.silent + 0.3)
             assert near.members[ROOM] == everybody
         late = await on(cluster.near, ROOM, "late")
         assert not any(client.session.closed for client in (*far, alone))
@@ -237,7 +236,7 @@ def test_two_machines_agree_again_after_a_partition(stack: contextlib.ExitStack)
 
     assert {status for _, status, _, _ in published[0].answers} == {200}
     assert {status for _, status, _, _ in published[1].answers} == {200, 503}
-    assert max(ended - began for one in published for _, _, began, ended in one.answers) < 5
+    assert max(ended - began for one in published for _, _, began, ended in one.answers) < 2.5
     assert published[1].acknowledged(blocked + 0.1, gone) == []
     for client in [*near, *far]:
         seen = until_last(client, 2)

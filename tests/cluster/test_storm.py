@@ -6,6 +6,7 @@ This is a small storm for each test run. `bench/storm.py` makes a large one and 
 import asyncio
 import json
 import threading
+import time
 
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -15,8 +16,8 @@ from tests.support.pusher_socket import QUERY
 
 MANY = 500
 STEADY = 6
-SECONDS = 50
-"""maximum time for all clients: far more than the usual duration on two busy cores"""
+SECONDS = 20
+"""maximum time for all clients: ten times the usual duration on two busy cores"""
 
 
 async def subscribed(server: ServerProcess, channel: str) -> ClientConnection:
@@ -40,10 +41,11 @@ def test_storm_of_connections_is_accepted_while_others_receive(shared: ServerPro
                 sent += 1
 
         publishing = asyncio.create_task(asyncio.to_thread(publish))
+        began = time.monotonic()
         try:
             storm = asyncio.gather(*(subscribed(shared, f"{channel}-{n % 50}") for n in range(MANY)))
             many = await asyncio.wait_for(storm, SECONDS)
-            assert sent, "no event is acknowledged during the storm"
+            assert sent > time.monotonic() - began, "at least one event a second is acknowledged"
         finally:
             over.set()
         await publishing

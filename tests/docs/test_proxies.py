@@ -119,16 +119,14 @@ def test_a_large_call_takes_no_longer_than_its_bytes(proxy: Proxy) -> None:
     with contextlib.closing(connection):
         for events in (2, 10):
             body = json.dumps({"batch": [event] * events})
-            took = 1.0
-            for _ in range(100):  # the server or the proxy may be late, but not each time
+            took = []
+            for _ in range(8):
                 query = signed_query("POST", "/apps/app-test/batch_events", body.encode(), {}, "app-key", "secret", time.time())
                 began = time.perf_counter()
                 connection.request("POST", f"/apps/app-test/batch_events?{query}", body)
                 assert json.loads(connection.getresponse().read()) == {}
-                took = min(took, time.perf_counter() - began)
-                if took < 0.03:
-                    break
-            assert took < 0.03
+                took.append(time.perf_counter() - began)
+            assert min(took) < 0.03
 
 
 def test_a_client_may_offer_http_2(proxy: Proxy) -> None:
