@@ -8,7 +8,6 @@ the others, the one whose name is the first, also exchanges the ends that it lea
 
 import asyncio
 import secrets
-import socket
 from collections.abc import Collection, Mapping
 
 import msgspec
@@ -40,7 +39,7 @@ class ConsoleDoor:
         self._clock = context.node.clock
         self._wire = context.wire
         self._name = context.name
-        self.worker = f"{socket.gethostname()}:{context.number}"
+        self.worker = context.worker
         self._login = Login(password, context.node.clock.monotonic, self._tell)
         self._sessions = sessions
         self._live = live

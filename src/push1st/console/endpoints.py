@@ -4,6 +4,7 @@ A call has passed all guards: it comes from a signed-in operator. An endpoint re
 """
 
 import re
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -131,6 +132,11 @@ class ConsoleContext:
         self.reports = reports
         self.broker = broker
         self.clients = clients
+
+    @property
+    def worker(self) -> str:
+        """The name of this worker for people: its machine and its number."""
+        return f"{socket.gethostname()}:{self.number}"
 
     def require_broker(self) -> None:
         """Raises Refused(503) at once while the broker is away, because a read would wait for it for seconds."""

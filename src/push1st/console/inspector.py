@@ -9,7 +9,6 @@ socket stays open.
 """
 
 import asyncio
-import socket as sockets
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +29,7 @@ BEGIN = "inspect"
 END = "inspect-end"
 EVENTS = "inspected"
 ERROR = b'{"error"'
-"""the beginning of a refusal in place of a batch; the page gets it even if it is behind"""
+"""the beginning of a refusal in place of a batch; a socket that is behind gets it too"""
 
 
 class WatchOrder(msgspec.Struct, frozen=True):
@@ -73,8 +72,7 @@ class Inspector:
         self._missed: dict[LiveSocket, Counter[str]] = {}
         """the counts of the events that sockets with too many unsent bytes have missed"""
         self._count = 0
-        worker = f"{sockets.gethostname()}:{context.number}"
-        self._confirmed = _encode({"events": [], "dropped": {}, "worker": worker})
+        self._confirmed = _encode({"events": [], "dropped": {}, "worker": context.worker})
         self._renew_at: asyncio.TimerHandle | None = None
         context.wire.handle(BEGIN, self._begin)
         context.wire.handle(END, self._end)

@@ -202,8 +202,7 @@ class Overview:
         return self._facts
 
     def _failure(self) -> Refused:
-        where = f"{socket.gethostname()}:{self._context.number}"
-        return Refused(500, f"the overview failed: see the log of the worker {where}")
+        return Refused(500, f"the overview failed: see the log of the worker {self._context.worker}")
 
     # The watch
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,7 +54,9 @@ class Worker:
         self.world = World()
         self.node = self.world.node
         config = SimpleNamespace(apps=[self.world.app.config])
-        context: Any = SimpleNamespace(node=self.node, wire=BusWire(bus, name), name=name, number=0, config=lambda: config)
+        context: Any = SimpleNamespace(
+            node=self.node, wire=BusWire(bus, name), name=name, worker="web-1:0", config=lambda: config
+        )
         self.inspector: Any = Inspector(context)
 
     async def publish(self, channel: str = "news", count: int = 1) -> None:
@@ -103,7 +104,7 @@ async def test_operator_sees_the_events_of_all_workers() -> None:
     here, there = Worker(bus, "here"), Worker(bus, "there")
     socket = Socket()
     here.inspector.watch(socket, {"watch": "inspector", "filter": {"channel": "n"}})
-    assert socket.messages == [{"events": [], "dropped": {}, "worker": f"{gethostname()}:0"}]
+    assert socket.messages == [{"events": [], "dropped": {}, "worker": "web-1:0"}]
     await there.publish()
     await here.publish()
     await here.publish("other")

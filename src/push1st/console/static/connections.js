@@ -105,10 +105,7 @@ function Detail({ app, row, close, end }) {
   >
     <${Facts}
       pairs=${[
-        [idName(row), html`<${Name} of=${row.id} />`],
-        ["User", html`<${Name} of=${row.user} label="none" />`],
-        ["Address", html`<${Name} of=${row.ip} />`],
-        ["Protocol", protocolName(row.protocol)],
+        ...identity(row),
         ["Connected", html`<${Time} at=${row.since} day />`],
         ["Worker", html`<${Node} of=${row.worker} />`],
         ["Origin", html`<${Name} of=${row.origin} label="none" />`],
@@ -143,14 +140,7 @@ function Terminate({ app, row, user, close, done }) {
   const outcomes = OUTCOMES[row.protocol.replace(/(-xhr|\d)$/, "")] ?? OUTCOMES.pusher;
   const choices = [[true, "The client may reconnect"], [false, "The client must not reconnect"]];
   return html`<${Confirm} title="Terminate the connection?" verb="Terminate" act=${act} close=${close}>
-    <${Facts}
-      pairs=${[
-        [idName(row), html`<${Name} of=${row.id} />`],
-        ["User", html`<${Name} of=${row.user} label="none" />`],
-        ["Address", html`<${Name} of=${row.ip} />`],
-        ["Protocol", protocolName(row.protocol)],
-      ]}
-    />
+    <${Facts} pairs=${identity(row)} />
     <p>The server ends this connection${row.user ? "; other connections of the user stay open" : ""}.</p>
     <fieldset class="choices">
       <legend class="hidden">What the client may do</legend>
@@ -160,9 +150,18 @@ function Terminate({ app, row, user, close, done }) {
   <//>`;
 }
 
-/** @param {any} row */
-function idName(row) {
-  return row.protocol.startsWith("mqtt") ? "Client id" : "Socket id";
+/**
+ * Returns the facts by which an operator recognizes a connection.
+ * @param {any} row
+ * @returns {[string, import("./ui.js").Child][]}
+ */
+function identity(row) {
+  return [
+    [row.protocol.startsWith("mqtt") ? "Client id" : "Socket id", html`<${Name} of=${row.id} />`],
+    ["User", html`<${Name} of=${row.user} label="none" />`],
+    ["Address", html`<${Name} of=${row.ip} />`],
+    ["Protocol", protocolName(row.protocol)],
+  ];
 }
 
 /** What a client does after its end: if it may reconnect, and if it must not. @type {Record<string, [string, string]>} */
