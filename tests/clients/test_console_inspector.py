@@ -146,7 +146,9 @@ def test_clients_of_all_other_protocols_are_shown(place: Place, port: int) -> No
             seen.until_kind("unsubscribed", channel="all-mqtt.+.x")
         for protocol in ("websocket", "sse", "mqtt5"):
             connected = ends.until_kind("connected", protocol=protocol)
-            ends.until_kind("disconnected", socket=connected["socket"])
+            ended = ends.until_kind("disconnected", socket=connected["socket"])
+            assert ended["ms"] > 0
+            assert abs(ended["ms"] - 1000 * (ended["at"] - connected["at"])) < 100
         ends.until_kind("connected", protocol="pusher-xhr")
 
 

@@ -93,7 +93,7 @@ class TerminateBody(msgspec.Struct):
 
 
 class ListedOutlet(Protocol):
-    """The properties that all outlets of sessions have. began: its begin on the clock of `Sweep.now`; 0 before."""
+    """The properties that all outlets of sessions have. began: its begin on `Clock.monotonic`; 0 before."""
 
     @property
     def began(self) -> float: ...
@@ -154,7 +154,7 @@ class ConnectionList:
 
     def _listed(self, session: Session, after: str) -> ListedConnection:
         outlet, agent = cast(ListedOutlet, session.outlet), session.agent
-        age = self._context.edge.sweep.now - outlet.began if outlet.began else 0.0
+        age = self._node.clock.monotonic() - outlet.began if outlet.began else 0.0
         return ListedConnection(
             after,
             session.id,

@@ -285,7 +285,7 @@ class EventStream(Takeover):
         node.metrics.opened["sse"] += 1
         if node.tap is not None:
             node.tap.connected(request.app, session)
-        self.began = context.sweep.now
+        self.began = node.clock.monotonic()
         return session
 
     # Methods that the session calls
@@ -421,7 +421,8 @@ class EventStream(Takeover):
         if session is not None:
             if reason:
                 session.log_end(code, reason)
-            node, seconds = self._context.node, self._context.sweep.now - self.began
+            node = self._context.node
+            seconds = node.clock.monotonic() - self.began
             node.metrics.end("sse", code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(session.app, session, code, seconds)

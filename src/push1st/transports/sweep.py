@@ -36,6 +36,16 @@ class Watched(Protocol):
         """Enforces the connection's deadlines; returns the time of the next call, or None if no call must follow."""
 
 
+class Deadline(dict[Watched, None]):
+    """The connections with the same deadline. second: the deadline; these connections share its object, to save memory."""
+
+    __slots__ = ("second",)
+
+    def __init__(self, second: int) -> None:
+        super().__init__()
+        self.second = second
+
+
 class Sweep:
     """The sweep of a worker.
 
@@ -57,7 +67,7 @@ class Sweep:
         self._lag = lag or Histogram()
         self._each_second = each_second
         self._on_error = on_error
-        self._buckets: dict[int, dict[Watched, None]] = {}
+        self._buckets: dict[int, Deadline] = {}
         self._timer: asyncio.TimerHandle | None = None
         self.now = clock()
         self._tick_at = self.now + 1
@@ -80,10 +90,10 @@ class Sweep:
         """Schedules the next call of the method `due` of `watched` at the time `at`, and cancels the call scheduled before."""
         self.forget(watched)
         second = max(ceil(at), self._done + 1)
-        watched.due_at = second
         bucket = self._buckets.get(second)
         if bucket is None:
-            bucket = self._buckets[second] = {}
+            bucket = self._buckets[second] = Deadline(second)
+        watched.due_at = bucket.second
         bucket[watched] = None
 
     def forget(self, watched: Watched) -> None:

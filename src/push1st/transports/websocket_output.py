@@ -65,7 +65,8 @@ class WebSocketOutput(ClientSocket):
         self._session: Session | None = None
         self._page: PageConnection | None = None
         """the connection of a page, which is notified when the client answers a close frame; None if the URL names no page"""
-        self.began = self._seen = context.sweep.now
+        self.began = context.node.clock.monotonic()
+        self._seen = context.sweep.now
         self._pinged = 0
         self._linger = 0
         self._slow = False
@@ -180,7 +181,8 @@ class WebSocketOutput(ClientSocket):
     def _leave(self, code: int = NO_CLOSE_FRAME) -> None:
         session, self._session = self._session, None
         if session is not None:
-            node, seconds = self._context.node, self._context.sweep.now - self.began
+            node = self._context.node
+            seconds = node.clock.monotonic() - self.began
             node.metrics.end(self.codec.name, code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(session.app, session, code, seconds)

@@ -114,7 +114,8 @@ class XhrSession:
         self.is_slow = False
         self.delivery = PageDelivery()
         self._authorize_by = 0.0
-        self.began = self._seen = self.wrote_at = context.sweep.now
+        self.began = context.node.clock.monotonic()
+        self._seen = self.wrote_at = context.sweep.now
         self._beat_at = 0.0
         """the time of the heartbeat that the client must answer; 0 if there is no such heartbeat"""
 
@@ -307,7 +308,8 @@ class XhrSession:
             self.input.drop()
         self._context.open.discard(self)
         if not self.closing:
-            node, seconds = self._context.node, self._context.sweep.now - self.began
+            node = self._context.node
+            seconds = node.clock.monotonic() - self.began
             node.metrics.end(self.codec.name, code, seconds)
             if node.tap is not None:
                 node.tap.disconnected(self._session.app, self._session, code, seconds)

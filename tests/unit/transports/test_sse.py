@@ -354,6 +354,15 @@ async def test_a_client_that_disconnects_leaves_all_counts(site):
     assert transport.protocol.due_at > 1 << 60
 
 
+async def test_duration_of_a_stream_does_not_depend_on_the_ticks_of_the_sweep(site):
+    site.clock.advance(0.4)
+    transport = await opened(site, f"{PATH}/c")
+    site.clock.advance(0.603)
+    transport.protocol.connection_lost(None)
+    await turns()
+    assert site.metrics.connection_seconds.sum == pytest.approx(0.603)
+
+
 async def test_a_client_that_closes_its_side_ends_the_stream(site):
     transport = await opened(site, f"{PATH}/c")
     assert not transport.protocol.eof_received()

@@ -72,6 +72,13 @@ def test_a_time_within_a_second_is_kept_under_the_next(at):
     assert thing.due_at == 103
 
 
+def test_connections_with_the_same_deadline_share_its_number(at):
+    one, two = Thing(), Thing()
+    at.sweep.watch(one, 1000.1)
+    at.sweep.watch(two, 1000.9)
+    assert one.due_at is two.due_at
+
+
 def test_a_time_that_is_over_is_the_next_second(at):
     thing = Thing()
     at.sweep.watch(thing, 3)

@@ -341,6 +341,15 @@ async def test_connections_are_counted_once_in_and_once_out(site):
     assert (site.metrics.connections["pusher"], site.metrics.opened["pusher"]) == (0, 1)
 
 
+async def test_duration_of_a_connection_does_not_depend_on_the_ticks_of_the_sweep(site):
+    site.clock.advance(0.4)
+    transport = await opened(site)
+    site.clock.advance(0.603)
+    transport.protocol.connection_lost(None)
+    await turns()
+    assert site.metrics.connection_seconds.sum == pytest.approx(0.603)
+
+
 async def test_stopping_server_closes_clients_with_4200(site):
     transport = await opened(site)
     transport.protocol.leave(4200, "Server is stopping, reconnect")

@@ -224,6 +224,15 @@ async def test_client_without_a_request_is_disconnected(site):
     assert await polled(site) == WELCOME
 
 
+async def test_duration_of_a_session_does_not_depend_on_the_ticks_of_the_sweep(site):
+    site.clock.advance(0.4)
+    await subscribed(site)
+    site.clock.advance(0.603)
+    (session,) = site.world.app.tenant.sessions.values()
+    session.disconnect(4200, "reconnect")
+    assert site.metrics.connection_seconds.sum == pytest.approx(0.603)
+
+
 async def test_stored_frames_are_bounded():
     site = Site(server=ServerConfig(outbox=1000))
     transport = await subscribed(site)

@@ -285,10 +285,11 @@ class MqttConnection(MqttInput):
         self._context.node.metrics.opened[client.wire.name] += 1
         if client.node.tap is not None:
             client.node.tap.connected(client.app, client)
-        self.began = self._context.sweep.now
+        self.began = client.node.clock.monotonic()
         if settings.publishes:
             self._bucket = Bucket(settings.publishes, self._context.node.clock.monotonic())
-        self._keep_alive = 1.5 * keep_alive
+        if keep_alive:
+            self._keep_alive = 1.5 * keep_alive
         session.send(frame)
         self._watch(self._context.sweep.now)
         if is_resumed:

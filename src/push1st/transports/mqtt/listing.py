@@ -22,7 +22,7 @@ class ConnectedClient(msgspec.Struct, frozen=True):
     """A connected client.
 
     after: the cursor of the clients after this one.
-    age: the seconds since the connection began.
+    age: the seconds since the server accepted the client; 0 before.
     expiry: the seconds for which the session outlives the connection.
     filters: at most `MAX_LISTED_FILTERS` filters, each with its quality of service. count: their number.
     inflight, waiting: the numbers of messages in flight to the client, and of waiting ones.
@@ -58,7 +58,7 @@ async def connected_clients(clients: MqttClients, app: str, prefix: str, after: 
         names += [name for one, name in keys[at : at + COUNTED_A_TURN] if one == app]
         await asyncio.sleep(0)
     found, following, examined = chosen(names, prefix, after, most)
-    now = clients.context.sweep.now
+    now = clients.context.node.clock.monotonic()
     listed: list[ConnectedClient] = []
     for name, cursor in found:
         pair = clients.connections.get((app, name))
@@ -75,7 +75,7 @@ def _listed(session: MqttSession, connection: ClientConnection, cursor: str, now
         session.client_id,
         cursor,
         session.owner,
-        max(0.0, now - connection.began),
+        now - connection.began if connection.began else 0.0,
         session.expiry,
         tuple(islice(_filters(session), MAX_LISTED_FILTERS)),
         count,

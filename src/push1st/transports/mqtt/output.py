@@ -179,7 +179,8 @@ class MqttOutput(ClientSocket):
         if self._is_admitted:
             code = reason if reason is not None else disconnect
             name = NO_CLOSE_FRAME if code is None else reasons.end_label(code)
-            node, seconds = self._context.node, self._context.sweep.now - self.began
+            node = self._context.node
+            seconds = node.clock.monotonic() - self.began
             node.metrics.end(client.wire.name, name, seconds)
             if node.tap is not None:
                 node.tap.disconnected(client.app, client, code or 0, seconds)

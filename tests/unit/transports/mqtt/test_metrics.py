@@ -167,3 +167,11 @@ async def test_a_rejected_message_counts_for_its_app(site: MqttSite) -> None:
     client = await site.connected(MQTT_5)
     await client.publish("$SYS/x", qos=1, packet_id=1)
     assert site.world.app.counts.refusals == 1
+
+
+async def test_duration_of_a_connection_does_not_depend_on_the_ticks_of_the_sweep(site: MqttSite) -> None:
+    site.clock.advance(0.4)
+    client = await site.connected(MQTT_5)
+    site.clock.advance(0.603)
+    client.lose()
+    assert site.metrics.connection_seconds.sum == pytest.approx(0.603)
