@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -115,6 +116,40 @@ def test_letters_are_shown_and_redriven_once_the_endpoint_works(receiver: Receiv
         wait_until(lambda: "console action" in server.output, "the log line of the action")
         assert "action=redrive" in server.output
         assert "canary-secret" not in server.output + operator.get("/api/apps/app-test/hooks").body.decode()
+
+
+def test_events_that_wait_are_sent_when_the_endpoint_accepts_one_or_a_redrive_tries_it(receiver: Receiver) -> None:
+    """The retries of both endpoints would follow seconds later."""
+    quick = {"url": receiver.url + "/quick", "events": ["channel_occupied"]}
+    redriven = {"url": receiver.url + "/redriven", "events": ["channel_occupied"], "filter": ["old"]}
+    with console(CONFIG, {"app-test": merged(APP, {"webhooks": [quick, redriven]})}) as (server, operator):
+        operator.sign_in()
+        event = {"name": "channel_occupied", "channel": "letter"}
+        letter = {"at": 1.0, "app": "app-test", "endpoint": redriven["url"], "reason": "expired", "events": [event]}
+        (server.folder / "hooks" / "dead-letters.jsonl").write_text(json.dumps(letter) + "\n")
+
+        def states() -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = operator.get("/api/apps/app-test/hooks").json["hooks"]
+            return found
+
+        def accepted(path: str) -> list[str]:
+            return sorted(got.events[0]["channel"] for got in list(receiver.accepted) if got.path.endswith(path))
+
+        assert [(one["failing"], one["retrying"]) for one in states()] == [(False, 0)] * 2
+        receiver.act = lambda _: 500
+        occupy(server, "old1", "old2")
+        wait_until(lambda: all((one["next_try_in"] or 0) > 3 for one in states()), "retries that wait for seconds")
+        assert [(one["failing"], one["retrying"]) for one in states()] == [(True, 2)] * 2
+        now = time.monotonic()
+        receiver.act = lambda _: 200
+        occupy(server, "new")
+        wait_until(lambda: accepted("/quick") == ["new", "old1", "old2"], "the events of the first endpoint")
+        assert redrive(operator, letters(operator)["letters"][0]["id"])["queued"] == 1
+        wait_until(lambda: accepted("/redriven") == ["letter", "old1", "old2"], "the events of the second endpoint")
+        assert time.monotonic() - now < 3, "before their time"
+        wait_until(
+            lambda: [(one["failing"], one["queued"]) for one in states()] == [(False, 0)] * 2, "endpoints that accept events"
+        )
 
 
 def test_removed_endpoint_is_shown_while_its_events_wait(receiver: Receiver) -> None:

@@ -294,6 +294,7 @@ def _merged(lists: Sequence[Sequence[HookDetails]]) -> list[dict[str, object]]:
                 "next_try_in": min((one.next_try for one in group if one.next_try is not None), default=None),
                 "last_status": last.last_status,
                 "removed": removed,
+                "failing": max(group, key=lambda one: one.tried_at).failing,
             }
         )
     return found

@@ -184,6 +184,8 @@ class HookDetails(msgspec.Struct, frozen=True):
     next_try: the seconds until the next retry of a failed delivery; None if no delivery waits for a retry.
     last_status: the HTTP status of the most recent failed delivery; None without an answer.
     removed: whether the configuration does not have the endpoint any more. It delivers the events that wait, and then ends.
+    failing: whether the most recent attempt to deliver failed.
+    tried_at: the time of this attempt, in seconds since 1970; 0 without an attempt.
     """
 
     hook: str
@@ -192,6 +194,8 @@ class HookDetails(msgspec.Struct, frozen=True):
     next_try: float | None
     last_status: int | None
     removed: bool = False
+    failing: bool = False
+    tried_at: float = 0.0
 
 
 class HookOperations(Protocol):
@@ -211,7 +215,7 @@ class HookOperations(Protocol):
         """
 
     async def redrive(self, app: str, hook: str, ids: Sequence[str]) -> "Redrive":
-        """Queues dead letters again, after the events that wait, in the order of the file.
+        """Queues dead letters again, after the events that wait, in the order of the file. Tries their endpoints immediately.
 
         hook: only those of an endpoint; "": all. Raises OSError if the folder cannot be written; then nothing is queued.
         """

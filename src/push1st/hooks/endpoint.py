@@ -70,7 +70,7 @@ class HookEndpoint:
         self._idle.set()
         self._sent = 0
         self._failed = 0
-        self._failing = False
+        self._tried_at = 0.0
         self._last_error: str | None = None
         self._last_error_at: int | None = None
         self._last_status: int | None = None
@@ -106,6 +106,11 @@ class HookEndpoint:
             self._scheduled = True
             self._idle.clear()
             asyncio.get_running_loop().call_soon(self._pump)
+
+    def try_now(self) -> None:
+        """Tries a delivery that waits for a retry; if the endpoint accepts it, all others follow immediately."""
+        self.queue.retries.try_now(self._context.clock.monotonic())
+        self.wake()
 
     def _pump(self) -> None:
         self._scheduled = False
@@ -151,12 +156,13 @@ class HookEndpoint:
             error = type(exc).__name__
             self._fail(delivery, "internal-error", error)
         else:
+            was_failing = queue.failing
             queue.done(delivery)
+            self._tried_at = context.clock.wall() / 1_000_000_000
             context.attempts["delivered"] += 1
             context.events["sent"] += delivery.count
             self._sent += delivery.count
-            if self._failing:
-                self._failing = False
+            if was_failing:
                 log.info("hook endpoint accepts events again", app=wanted.target.app, endpoint=self.name)
         if context.tap is not None:
             seconds, number = context.clock.monotonic() - started, delivery.attempts + (not error)
@@ -167,9 +173,9 @@ class HookEndpoint:
         context = self._context
         self._last_status = status
         context.attempts[kind] += 1
-        self._last_error, self._last_error_at = text, context.clock.wall() // 1_000_000_000
-        if not self._failing:
-            self._failing = True
+        self._tried_at = context.clock.wall() / 1_000_000_000
+        self._last_error, self._last_error_at = text, int(self._tried_at)
+        if not self.queue.failing:
             app = self.wanted.target.app
             log.warning("hook endpoint accepts no events", app=app, endpoint=self.name, reason=text, delivery=delivery.id)
         jitter = 1 - JITTER * context.random(16) / 65536
@@ -213,6 +219,8 @@ class HookEndpoint:
             None if oldest is None else max(0.0, now - oldest),
             None if retry is None else max(0.0, retry - now),
             self._last_status,
+            failing=self.queue.failing,
+            tried_at=self._tried_at,
         )
 
     def configure(self, wanted: Wanted) -> None:

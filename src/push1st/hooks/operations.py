@@ -1,7 +1,8 @@
 """What operators do with hooks: they see the states of endpoints and the dead letters, and deliver dead letters again.
 
 Redriven letters are marked in the file first, and then wait in memory. Their events join the queues of their endpoints slowly,
-and only while a queue is less than half full, so that new events find a place. If the process is killed, the letters in memory
+and only while a queue is less than half full, so that new events find a place. A redrive is also an attempt: the server retries
+the events that wait without waiting for their time. If the process is killed, the letters in memory
 are lost: they stay marked, so no process delivers them twice. A stopping process adds all of them to the queues immediately, and
 saves them.
 """
@@ -108,6 +109,10 @@ class Operations:
                 self._bytes += _size(letter)
             if self._timer is None:
                 self._step()
+        hooks = {letter.hook for letter in letters}
+        for endpoint in (*self._endpoints(app), *self._removed(app)):
+            if endpoint.hook in hooks:
+                endpoint.try_now()
         if letters:
             log.info("dead letters are redriven", app=app, letters=len(letters))
         return Redrive(len(letters), dict(refused))

@@ -6,6 +6,11 @@ events, so that later events on these channels wait. Events on other channels ne
 `concurrency` deliveries are not done, the queue throttles new deliveries: it begins only one in each second. So a failed endpoint
 receives few requests.
 
+The endpoint fails from a failed attempt until the next successful attempt. If the last attempt of a delivery began while the
+endpoint failed, the queue retries the delivery as soon as the endpoint accepts another one. If the attempt began while the
+endpoint accepted deliveries, the endpoint rejects this delivery: the queue retries it only when its wait is over. So the queue
+rarely retries an event that the endpoint never accepts.
+
 The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
 the queue drops an event of the source that occupies the largest part of the queue: that source's newest event. If the new event
 is from that source, the queue drops the new event instead. So a client that publishes without end loses its own events, not the
@@ -15,7 +20,7 @@ events of other clients. While the queue has room, a single source can fill the 
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 RETRIES_SECONDS = 300.0
 """how long the queue retries a delivery after the first attempt (Pusher protocol, section 9)"""
@@ -75,9 +80,11 @@ class Delivery:
     id, body: the id and the body of the delivery, which are set at the first attempt.
     first: the time of the first attempt, in seconds.
     queued: when the oldest event was queued, in seconds.
+    rejected: the number of failed attempts that began while the endpoint accepted deliveries.
+    in_outage: whether the endpoint failed when the last attempt began.
     """
 
-    __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "queued", "size")
+    __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "in_outage", "queued", "rejected", "size")
 
     def __init__(self, channels: tuple[str, ...], events: list[bytes], queued: float = 0.0) -> None:
         self.queued = queued
@@ -89,9 +96,50 @@ class Delivery:
         self.body = b""
         self.attempts = 0
         self.first = 0.0
+        self.rejected = 0
+        self.in_outage = False
 
     def __lt__(self, other: "Delivery") -> bool:
         return self.first < other.first
+
+
+class Retries:
+    """The deliveries that wait for a retry, in two heaps, each with the time of its retry."""
+
+    def __init__(self) -> None:
+        self._rejected: list[tuple[float, Delivery]] = []
+        self._in_outage: list[tuple[float, Delivery]] = []
+        """the deliveries whose last attempt began while the endpoint failed"""
+
+    def __len__(self) -> int:
+        return len(self._rejected) + len(self._in_outage)
+
+    def __iter__(self) -> Iterator[Delivery]:
+        return (one for _, one in chain(self._rejected, self._in_outage))
+
+    def add(self, delivery: Delivery, at: float) -> None:
+        heapq.heappush(self._in_outage if delivery.in_outage else self._rejected, (at, delivery))
+
+    def when(self, is_failing: bool) -> float | None:
+        """Returns when the next delivery is due: immediately (0) after an outage; None if no delivery waits."""
+        if self._in_outage and not is_failing:
+            return 0.0
+        return min((heap[0][0] for heap in (self._rejected, self._in_outage) if heap), default=None)
+
+    def take(self, now: float, is_failing: bool) -> Delivery | None:
+        """Removes and returns a delivery that is due."""
+        if self._in_outage and (not is_failing or self._in_outage[0][0] <= now):
+            return heapq.heappop(self._in_outage)[1]
+        if self._rejected and self._rejected[0][0] <= now:
+            return heapq.heappop(self._rejected)[1]
+        return None
+
+    def try_now(self, now: float) -> None:
+        """Makes the next delivery due. If the endpoint accepts it, all others are due."""
+        waiting = sorted((*self._rejected, *self._in_outage))
+        if waiting:
+            waiting[0] = min(now, waiting[0][0]), waiting[0][1]
+        self._rejected, self._in_outage = [], waiting
 
 
 class Queue:
@@ -121,11 +169,11 @@ class Queue:
         self._busy: set[str] = set()
         """channels that a delivery blocks"""
         self._current: set[Delivery] = set()
-        self._retries: list[tuple[float, Delivery]] = []
-        """deliveries that wait for a retry, each with the time of its retry, as a heap"""
+        self.retries = Retries()
         self._restored: list[Delivery] = []
         """deliveries of an earlier process that wait while other deliveries block their channels"""
-        self._failing = False
+        self.failing = False
+        """whether the endpoint did not accept the delivery of the attempt that ended last"""
         self._next_at = 0.0
         self.events = 0
         self.bytes = 0
@@ -136,7 +184,7 @@ class Queue:
     @property
     def retrying(self) -> int:
         """The number of events whose delivery has failed and will be retried."""
-        waiting = (*(one for _, one in self._retries), *self._restored)
+        waiting = chain(self.retries, self._restored)
         return sum(one.count for one in waiting) + sum(one.count for one in self._current if one.attempts)
 
     @property
@@ -150,14 +198,14 @@ class Queue:
         Events that wait for a delivery to end are newer than the events of the delivery. Of the other channels with waiting
         events, only the first `MAX_EXAMINED` are examined, which wait for the longest time.
         """
-        tried = [one.queued for one in (*self._current, *(one for _, one in self._retries), *self._restored)]
+        tried = [one.queued for one in chain(self._current, self.retries, self._restored)]
         heads = (self._waiting[channel] for channel in islice(self._ready, MAX_EXAMINED))
         return min((*tried, *(entry.at for waiting in heads for entry in islice(waiting, 1))), default=None)
 
     @property
     def next_retry(self) -> float | None:
         """When the next failed delivery is retried, in seconds; None if none waits."""
-        return self._retries[0][0] if self._retries else None
+        return self.retries.when(self.failing)
 
     def put(self, channel: str, event: bytes, source: str = "", now: float = 0.0) -> bool:
         """Queues an event; returns whether the event is queued. To make room, the queue may drop other events (see `dropped`).
@@ -245,34 +293,31 @@ class Queue:
         """Returns the next delivery to send, or None. The caller reports the result of the delivery to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
-        if self._retries and self._retries[0][0] <= now:
-            delivery = heapq.heappop(self._retries)[1]
-        elif not self._ready or self._is_half_full():
+        delivery = self.retries.take(now, self.failing) or self._begin(now)
+        if delivery is None:
             return None
-        else:
-            if self._is_throttled():
-                if now < self._next_at:
-                    return None
-                self._next_at = now + THROTTLE_SECONDS
-            delivery = self._begin()
-            if not delivery.count:
-                return None
-            delivery.first = now
+        delivery.in_outage = self.failing
         self._current.add(delivery)
         return delivery
 
     def _is_throttled(self) -> bool:
-        return self._failing and len(self._current) + len(self._retries) >= self._concurrency
+        return self.failing and len(self._current) + len(self.retries) >= self._concurrency
 
     def _is_half_full(self) -> bool:
         """Returns whether the endpoint fails and deliveries occupy at least half of the maximum size of the queue.
 
         Such a queue begins no new delivery. A full queue can drop only waiting events, so half of the queue is kept for them.
         """
-        return self._failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
+        return self.failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
-    def _begin(self) -> Delivery:
-        """Makes a delivery of the next events. The delivery is empty if the queue has dropped all waiting events."""
+    def _begin(self, now: float) -> Delivery | None:
+        """Makes a delivery of the next events; returns None if no new delivery may begin."""
+        if not self._ready or self._is_half_full():
+            return None
+        if self._is_throttled():
+            if now < self._next_at:
+                return None
+            self._next_at = now + THROTTLE_SECONDS
         events: list[bytes] = []
         channels = []
         size = 0
@@ -297,7 +342,10 @@ class Queue:
             if waiting:
                 break
             del self._waiting[channel]
-        delivery = Delivery(tuple(channels), events, min(queued, default=0.0))
+        if not events:  # the queue has dropped all waiting events
+            return None
+        delivery = Delivery(tuple(channels), events, min(queued))
+        delivery.first = now
         self._tried_events += delivery.count
         self._tried_bytes += delivery.size
         return delivery
@@ -309,7 +357,7 @@ class Queue:
 
     def done(self, delivery: Delivery) -> None:
         """Removes a delivery after the endpoint has accepted it."""
-        self._failing = False
+        self.failing = False
         self._remove(delivery)
 
     def failed(self, delivery: Delivery, now: float, jitter: float) -> bool:
@@ -317,14 +365,15 @@ class Queue:
 
         jitter: a factor near 1 by which the wait before the retry is multiplied.
         """
-        self._failing = True
+        self.failing = True
         delivery.attempts += 1
-        at = now + wait(delivery.attempts) * jitter
+        delivery.rejected += not delivery.in_outage
+        at = now + wait(delivery.attempts if delivery.in_outage else delivery.rejected) * jitter
         if at - delivery.first > RETRIES_SECONDS:
             self._remove(delivery)
             return False
         self._current.discard(delivery)
-        heapq.heappush(self._retries, (at, delivery))
+        self.retries.add(delivery, at)
         return True
 
     def _remove(self, delivery: Delivery) -> None:
@@ -342,7 +391,7 @@ class Queue:
         """Returns when the next delivery can begin if the queue does not change; None if no delivery can begin."""
         if len(self._current) >= self._concurrency:
             return None
-        at = self._retries[0][0] if self._retries else None
+        at = self.next_retry
         if self._ready and not self._is_half_full():
             new = self._next_at if self._is_throttled() else 0.0
             at = new if at is None else min(at, new)
@@ -352,7 +401,7 @@ class Queue:
 
     def tried(self) -> Iterator[Delivery]:
         """Yields the current deliveries and the deliveries that wait for a retry; the oldest delivery is first."""
-        yield from sorted((*self._current, *(one for _, one in self._retries)))
+        yield from sorted(chain(self._current, self.retries))
         yield from self._restored
 
     def untried(self) -> Iterator[tuple[str, bytes, str]]:
@@ -381,7 +430,7 @@ class Queue:
                 for channel in self._waiting.keys() & delivery.channels:
                     if channel in self._ready:
                         self._ready.remove(channel)
-                heapq.heappush(self._retries, (delivery.first, delivery))
+                self.retries.add(delivery, delivery.first)
             else:
                 left.append(delivery)
         self._restored = left

@@ -77,6 +77,25 @@ async def test_redriven_events_follow_the_events_that_wait(tmp_path: Path) -> No
     await one.board.close(0)
 
 
+async def test_redrive_is_an_attempt_for_the_events_that_wait(tmp_path: Path) -> None:
+    """The letter waits for an event of its channel, which waits for its retry."""
+    await with_letters(tmp_path, "c")
+    one = board(tmp_path, A)
+    one.fail()
+    one.on_event("cache-missed")
+    one.on_event("cache-missed", channel="d")
+    await until_sent(one, 2)
+    (details,) = one.board.operations.details(APP)
+    assert (details.failing, details.tried_at) == (True, one.clock.wall() / 1_000_000_000)
+    one.at["http://a/"].fails = False
+    await one.board.operations.redrive(APP, "", await ids(one))
+    await turns(20)
+    assert channels(one)[2:] in (["c", "d", "c"], ["d", "c", "c"])
+    (details,) = one.board.operations.details(APP)
+    assert (details.failing, details.status.queued) == (False, 0)
+    await one.board.close(0)
+
+
 async def test_letters_join_the_queues_slowly(tmp_path: Path) -> None:
     await with_letters(tmp_path, *(f"c{number}" for number in range(25)))
     one = board(tmp_path, A)

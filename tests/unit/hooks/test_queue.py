@@ -136,6 +136,79 @@ def test_poisoned_events_do_not_stop_the_others():
     assert good == 200
 
 
+def in_outage(one: Queue, now: float) -> float:
+    """Fails all attempts from `now` on, until the next retry would wait for some 30 seconds; returns the time."""
+    while (retry := one.next_retry) is None or retry - now < 30:
+        while (delivery := one.next(now)) is not None:
+            assert one.failed(delivery, now, 1.0)
+        now += 0.5
+    return now
+
+
+def test_deliveries_that_failed_in_an_outage_are_retried_when_the_endpoint_accepts_one():
+    one = queue()
+    fill(one, "a1", "b1", "c1")
+    now = in_outage(one, 0)
+    assert (one.failing, taken(one, now)) == (True, [])
+    fill(one, "d1")
+    one.done(first(one, now))
+    assert (one.failing, one.when()) == (False, 0)
+    assert sorted(taken(one, now)) == ["a1", "b1", "c1"]
+
+
+def test_retries_after_an_outage_stop_when_the_endpoint_fails_again():
+    one = queue(concurrency=2)
+    for number in range(20):
+        one.put(str(number), b"x")
+    now = in_outage(one, 0)
+    waiting = one.retrying
+    one.retries.try_now(now)
+    one.done(first(one, now))
+    early = first(one, now), first(one, now)
+    for delivery in early:
+        one.failed(delivery, now, 1.0)
+    assert one.retrying == waiting - 1
+    assert one.next(now) is None, "the others wait"
+    assert one.next_retry is not None
+    assert one.next_retry <= now + 2, "the early ones are retried soon"
+
+
+def test_an_event_that_the_endpoint_rejects_is_retried_rarely_while_others_are_accepted():
+    one = queue(events=10_000)
+    tries: list[float] = []
+    now = 0.0
+    while now < 240:
+        one.put("bad" if now == 0 else f"good{now}", b"bad" if now == 0 else b"good")
+        while (delivery := one.next(now)) is not None:
+            if delivery.events == [b"bad"]:
+                tries.append(now)
+                assert one.failed(delivery, now, 1.0)
+            else:
+                one.done(delivery)
+        now += 0.25
+    assert len(tries) <= 18
+
+
+def test_a_try_is_one_attempt_until_the_endpoint_accepts_it():
+    one = queue()
+    fill(one, "a1", "b1", "c1")
+    now = in_outage(one, 0)
+    one.retries.try_now(now)
+    delivery = first(one, now)
+    assert one.next(now) is None
+    one.failed(delivery, now, 1.0)
+    assert taken(one, now + 1) == []
+    one.retries.try_now(now)
+    one.done(first(one, now))
+    assert len(taken(one, now)) == 2
+
+
+def test_a_try_of_an_empty_queue_does_nothing():
+    one = queue()
+    one.retries.try_now(5)
+    assert (one.next(5), one.next_retry, one.when()) == (None, None, None)
+
+
 @pytest.mark.parametrize(("events", "bytes"), [(3, 1 << 20), (1000, 3 * (OVERHEAD + 2))])
 def test_event_over_the_bound_is_not_queued(events, bytes):
     one = queue(events=events, bytes=bytes)

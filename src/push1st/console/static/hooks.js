@@ -53,7 +53,7 @@ export function Hooks({ params }) {
 /** @param {any} row @param {boolean} isPart whether some workers have not answered */
 function state(row, isPart) {
   if (row.removed) return html`<${Badge} kind="warn">removed<//>`;
-  if (row.retrying) return html`<${Badge} kind="bad">retrying<//>`;
+  if (row.failing || row.retrying) return html`<${Badge} kind=${row.failing ? "bad" : "warn"}>${row.retrying ? "retrying" : "failing"}<//>`;
   return row.queued ? html`<${Badge} kind="warn">sending<//>` : isPart ? html`<${Badge} kind="plain">unknown<//>` : html`<${Badge} kind="ok">idle<//>`;
 }
 
@@ -161,7 +161,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" kind="primary" act=${redrive} close=${() => ask(false)}>
       <p>The server queues their events again: the oldest first, after the events that wait already, and up to 100 letters a second. It redrives each letter once only.</p>
-      ${endpoints.some((one) => one.retrying && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint does not accept events now, so they may become dead letters again.</p>`}
+      ${endpoints.some((one) => one.failing && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint did not accept the last delivery. The redrive tries it again immediately; if it still fails, the events may become dead letters again.</p>`}
     <//>`}
   <//>`;
 }

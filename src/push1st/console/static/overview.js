@@ -252,7 +252,7 @@ function statements(data) {
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
     // A figure that changes stands at the end of the last text, because it moves what follows.
-    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: an endpoint does not accept events, which have waited for ${duration(oldest.hook_oldest)}.`}`);
+    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: events have waited for an endpoint for ${duration(oldest.hook_oldest)}.`}`);
   }
   /** @param {any} node */
   const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
