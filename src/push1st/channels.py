@@ -6,7 +6,7 @@ unsigned API calls (Push1st API, section 7).
 """
 
 import re
-from collections.abc import Container
+from collections.abc import Collection, Container
 from typing import Literal
 
 import msgspec
@@ -97,6 +97,20 @@ def wide_name_error(name: str) -> str | None:
     if not name.isascii() and any("\ud800" <= c <= "\udfff" for c in name):
         return f"channel name {name[:80]!r} is not valid UTF-8"
     return None
+
+
+def subscription_note(app: str, types: Collection[str], name: str, limit: int = 164) -> str:
+    """Returns why no client, or no Pusher client, can subscribe to a channel; "" if all clients can subscribe.
+
+    app: the app's id. types: the app's channel types. limit: see `pusher_name_error`.
+    """
+    if name.startswith("#"):  # the channel of a user: a client subscribes when it signs in
+        return ""
+    kind = kind_of(name)
+    if not covers(types, kind):
+        return f"nobody can subscribe to {name}: app {app} has no {kind.type} channels, only {', '.join(sorted(types))}"
+    error = pusher_name_error(name, limit)
+    return f"Pusher clients cannot subscribe to {name}: {error}" if error else ""
 
 
 def user_id_error(id: str) -> str | None:

@@ -408,7 +408,7 @@ def test_publish_prints_no_note_for_protected_channels_of_an_app_with_private_on
 
 def test_publish_notes_that_pusher_clients_cannot_subscribe_to_the_channel(server: ServerProcess) -> None:
     done = push1st("publish", "--api", server.api, "a/b", "e")
-    assert done.stderr.startswith("note: only raw WebSocket clients can subscribe to a/b: channel name ")
+    assert done.stderr.startswith("note: Pusher clients cannot subscribe to a/b: channel name ")
 
 
 @pytest.mark.parametrize(

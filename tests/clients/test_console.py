@@ -8,6 +8,7 @@ import json
 import math
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,10 @@ from tests.clients.console_site import (
     until_signed_out,
 )
 from tests.cluster.machine import kill
+from tests.support.paho import paho_client
 from tests.support.process import wait_until
+from tests.support.pusher_socket import pusher_socket
+from tests.support.raw_socket import raw_socket
 
 MAX_TEXT_SIZES = 5
 MAX_TABS = 150
@@ -381,6 +385,64 @@ def test_overview_shows_that_a_worker_hangs(page: Site, is_watched: bool) -> Non
             kill(watched if is_watched else other, signal.SIGCONT)
     until(page.tab, f"{ALL_WORK} && {IS_LIVE}", 60)
     assert page.tab.evaluate(IS_SAME_LOAD)
+
+
+# The event creator
+
+FORM = """(channel, data) => {
+  const form = document.querySelector("form.form"), [, to, name] = form.querySelectorAll("input, select");
+  for (const [field, value] of [[to, channel], [name, "e"], [form.querySelector("textarea"), data]]) {
+    field.value = value;
+    field.dispatchEvent(new Event("input", {bubbles: true}));
+  }
+}"""
+SUBMIT = "document.querySelector('form.form button[type=submit]').click()"
+ROW = "[...document.querySelectorAll('main tbody tr:first-child td')].slice(-3, -1).map(cell => cell.textContent.trim())"
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ('\n{\n "a":  1, "n": 12345678901234567890 }\n', '{\n "a":  1, "n": 12345678901234567890 }'),
+        ('{"b": "\u05d0"', '"{\\"b\\": \\"\u05d0\\""'),
+    ],
+)
+def test_all_clients_receive_the_event_of_the_creator_like_that_of_the_api(page: Site, text: str, data: str) -> None:
+    """text: what the operator writes. data: the data of the same event in a call of the API."""
+    with contextlib.ExitStack() as stack:
+        pusher = stack.enter_context(pusher_socket(page.server))
+        pusher.subscribe("creator")
+        raw = stack.enter_context(raw_socket(page.server, "creator"))
+        device = stack.enter_context(paho_client(page.mqtt))
+        device.subscribe("creator")
+        stream = stack.enter_context(urllib.request.urlopen(f"http://127.0.0.1:{page.server.ws_port}/sse/app/app-key/creator"))
+        page.server.until_sessions("creator", 4)
+
+        def received() -> list[object]:
+            line = next(line for line in stream if line.startswith(b'data: {"event":"e"'))
+            frame = pusher.receive()
+            assert (frame["event"], frame["channel"]) == ("e", "creator")
+            return [frame["data"], raw.expect("e", "creator"), device.expect(), json.loads(line[6:])["data"]]
+
+        body = f'{{"name": "e", "channel": "creator", "data": {data}}}'
+        assert page.server.post("/apps/app-test/events", body.encode()).status == 200
+        expected = received()
+        page.go("events", app="app-test")
+        page.tab.do(f"({FORM})", "creator", text)
+        size = f"{len(data.encode())}\u202fB"
+        page.until_text("This is not JSON" if data[0] == '"' else f"JSON, {size} as sent")
+        page.tab.evaluate(SUBMIT)
+        until(page.tab, f"{ROW}[1] === 'published for 4 subscribers' && {ROW}[0] === {json.dumps(size)}")
+        assert received() == expected
+
+
+def test_creator_shows_for_whom_it_has_published(page: Site) -> None:
+    page.go("events", app="app-test")
+    page.tab.do(f"({FORM})", "bad channel/x", "1")
+    page.tab.evaluate(SUBMIT)
+    page.until_text(
+        "for 0 subscribers; Pusher clients cannot subscribe to bad channel/x: channel name 'bad channel/x' has characters"
+    )
 
 
 # The end of a session

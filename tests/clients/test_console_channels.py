@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -142,11 +143,28 @@ def test_event_is_published_on_a_channel_and_to_a_user(place: Place) -> None:
         assert socket.expect(HOSTILE, "news") == {"text": HOSTILE}
         assert place.operator.post(EVENTS, {"name": "many", "data": {"n": 1}, "channels": ["news", "b"]}).status == 200
         assert socket.expect("many", "news") == {"n": 1}
-        assert place.operator.post(EVENTS, {"name": "mine", "data": {"n": 2}, "user": "user|1"}).status == 200
+        answer = place.operator.post(EVENTS, {"name": "mine", "data": {"n": 2}, "user": "user|1"})
+        assert (answer.status, answer.json["channels"], answer.json["notes"]) == (200, {"#server-to-user-user|1": 1}, [])
         assert socket.expect("mine", "#server-to-user-user|1") == {"n": 2}
-    output = place.server.output
-    assert output.count("action=publish") >= 3
-    assert HOSTILE not in output
+    actions = re.findall(
+        r"console action .*(action=.*) app=app-test ip=127.0.0.1 (target=.*?)(?: worker=\d)?\n", place.server.output
+    )
+    assert actions[-3:] == [
+        ("action=publish", "target=news"),
+        ("action=publish", "target='news, b'"),
+        ("action='publish to user'", "target=user|1"),
+    ]
+    assert HOSTILE not in place.server.output
+
+
+def test_answer_notes_which_clients_cannot_subscribe(place: Place) -> None:
+    with raw_socket(place.server, "bad%20channel%2Fx") as client:
+        place.server.until_sessions("bad channel/x", 1)
+        answer = place.operator.post(EVENTS, {"name": "e", "data": "x", "channel": "bad channel/x"})
+        assert (answer.status, answer.json["channels"]) == (200, {"bad channel/x": 1})
+        (note,) = answer.json["notes"]
+        assert note.startswith("Pusher clients cannot subscribe to bad channel/x: channel name 'bad channel/x' has characters ")
+        assert client.expect("e", "bad channel/x") == "x"
 
 
 def test_event_is_refused_like_in_the_http_api(place: Place) -> None:

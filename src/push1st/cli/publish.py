@@ -3,11 +3,10 @@
 import json
 import sys
 
-from push1st.channels import covers, kind_of, pusher_name_error
+from push1st.channels import subscription_note
 from push1st.cli.arguments import Arguments
 from push1st.cli.backend import backend
 from push1st.cli.client import naming_assumed_app, select
-from push1st.config.model import AppConfig
 from push1st.printable import printable
 
 
@@ -26,16 +25,8 @@ def run(options: Arguments) -> int:
     with naming_assumed_app(target):
         answer = sender.request("POST", "events", {}, json.dumps(event).encode())
     print(printable(answer))
+    app = target.app
     for name in channels:
-        if note := _unreachable(target.app, name):
+        if note := subscription_note(app.id, app.channels, name, app.limits.channel_name):
             print(printable(f"note: {note}"), file=sys.stderr)
     return 0
-
-
-def _unreachable(app: AppConfig, name: str) -> str:
-    """Returns the reason why no client, or no Pusher client, can subscribe to a channel; "" if all clients can subscribe."""
-    kind = kind_of(name)
-    if not covers(app.channels, kind):
-        return f"nobody can subscribe to {name}: app {app.id} has no {kind.type} channels, only {', '.join(sorted(app.channels))}"
-    error = pusher_name_error(name)
-    return f"only raw WebSocket clients can subscribe to {name}: {error}" if error else ""

@@ -140,7 +140,7 @@ export function path(segments, params = {}) {
  * Calls the API of the console and returns its answer. Throws a CallError.
  * @param {string} method
  * @param {string} path
- * @param {unknown} [body]
+ * @param {unknown} [body] a value, or JSON text
  * @param {AbortSignal} [signal]
  * @returns {Promise<any>}
  */
@@ -152,7 +152,7 @@ export async function call(method, path, body, signal) {
     /** @type {RequestInit} */
     const options = { method, signal: aborter.signal, headers: {} };
     if (method !== "GET") options.headers = { "Push1st-Console": "1", "Content-Type": "application/json" };
-    if (body !== undefined) options.body = JSON.stringify(body);
+    if (body !== undefined) options.body = typeof body === "string" ? body : JSON.stringify(body);
     const response = await fetch("api/" + path, options);
     lostAt.set(0);
     const date = Date.parse(response.headers.get("Date") ?? "");

@@ -2,7 +2,7 @@
 /** The event creator: publishes an event like a backend, and keeps the last twenty in memory. */
 import { html, useEffect, useRef, useState } from "./vendor/htm-preact.js";
 import { away, call, link, path, useStore } from "./data.js";
-import { bytes, clock } from "./text.js";
+import { bytes, clock, count } from "./text.js";
 import { Badge, Choice, Empty, Name, Problem, Screen, Section, Table, Text } from "./ui.js";
 
 const MAX_KEPT = 20;
@@ -48,9 +48,11 @@ export function Events({ params }) {
     fail(null);
     const form = draft;
     const target = form.to === "user" ? { user: form.target } : { channel: form.target };
-    const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: size(form.data), result: "published", kind: "ok" };
+    const data = json(form.data);
+    const row = { id: ++number, at: Date.now() / 1000, app, form, bytes: size(data), result: "", kind: "ok" };
     try {
-      await call("POST", path(["apps", app, "events"]), { name: form.name, data: form.data, ...target });
+      const { channels, notes } = await call("POST", path(["apps", app, "events"]), `{"data":${data},${JSON.stringify({ name: form.name, ...target }).slice(1)}`);
+      row.result = [`for ${count(Object.values(channels)[0], form.to === "user" ? "connection" : "subscriber")}`, ...notes].join("; ");
     } catch (refusal) {
       fail(/** @type {Error} */ (refusal));
       row.result = /** @type {Error} */ (refusal).message;
@@ -80,13 +82,13 @@ export function Events({ params }) {
       </label>
       <div class="submit">
         <p id="json-state" class=${problem || isAway ? "warning" : "note"} role="status">
-          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(size(form.data))} as sent`}
+          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(size(json(form.data)))} as sent`}
         </p>
         <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
       ${error && html`<div id="refusal"><${Problem} error=${error} /></div>`}
     </form>
-    <${Section} title="Sent from this tab" lead=${`The events of this app among the last ${MAX_KEPT}. The tab keeps them in memory until you close it.`}>
+    <${Section} title="Sent from this tab" lead=${`The events of this app among the last ${MAX_KEPT}. The tab keeps them in memory until you close it. The number of subscribers may lack MQTT clients whose filters have wildcards or are shared.`}>
       <${Table}
         caption="Published events"
         rows=${sent.filter((row) => row.app === app)}
@@ -107,7 +109,7 @@ export function Events({ params }) {
             label: "Result",
             size: "l",
             wrap: true,
-            show: (/** @type {any} */ row) => (row.kind === "ok" ? html`<${Badge} kind="ok">published<//>` : html`<${Badge} kind="bad">refused<//> <${Text} of=${row.result} />`),
+            show: (/** @type {any} */ row) => html`<${Badge} kind=${row.kind}>${row.kind === "ok" ? "published" : "refused"}<//> <${Text} of=${row.result} />`,
           },
           {
             key: "again",
@@ -122,9 +124,19 @@ export function Events({ params }) {
   <//>`;
 }
 
-/** Returns the number of bytes of a text as the server counts them: as a JSON string. @param {string} data */
-function size(data) {
-  return new Blob([JSON.stringify(data)]).size;
+/** Returns the data of an event as JSON: a text that is JSON stays as it is, any other text becomes a string. @param {string} text */
+function json(text) {
+  try {
+    JSON.parse(text);
+    return text.trim();
+  } catch {
+    return JSON.stringify(text);
+  }
+}
+
+/** Returns the number of bytes of a text. @param {string} text */
+function size(text) {
+  return new Blob([text]).size;
 }
 
 /** @param {{label: string, value: string, put: (text: string) => void, search?: boolean, invalid?: boolean}} props */
