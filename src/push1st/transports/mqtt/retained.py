@@ -6,13 +6,13 @@ window has room. So a client that reads slowly needs no memory for pages, and re
 A channel is *pending* until its retained message is sent. Live messages of pending channels are held, and follow the retained
 message. So the subscriptions have `MqttOwnWire`s while channels are pending, and the sender passes their messages to `hold`.
 
-With a shared broker, a subscription begins before its retained messages are read, so that no message is missed. The messages that
-arrive meanwhile are held, too (`prepare`). A copy for a filter with wildcards may arrive up to `LATE_SECONDS` later than its
-message can be read. So a copy whose message was sent as a retained message is dropped for this time.
+With a shared broker, a subscription begins before its retained messages are read, so that no message is missed. The messages
+that arrive meanwhile are held, too (`prepare`). The first page is read before SUBACK (`read_first`), so all messages that were
+replaced by its retained messages were published before SUBACK; `late_copies` drops their copies.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain, islice
 
 import msgspec
@@ -28,6 +28,7 @@ from push1st.protocols.mqtt.own import OwnMessage, own_message, own_wire
 from push1st.protocols.mqtt.packets import FilterOptions
 from push1st.protocols.mqtt.topics import SHARE, SYS, channel_of
 from push1st.protocols.mqtt.wire import wire_of
+from push1st.transports.mqtt.late_copies import LATE_SECONDS, LateCopies
 from push1st.transports.mqtt.overlaps import is_own
 from push1st.transports.mqtt.sending import MqttSender
 from push1st.transports.mqtt.session import MqttSession
@@ -41,10 +42,6 @@ MATCHED_A_TURN = 1000
 """the number of channels that are compared with a filter before other connections get their turn"""
 REPEAT_SECONDS = 1
 """the seconds after which a client gets the retained messages for the same filter again"""
-LATE_SECONDS = 2.0
-"""the seconds for which the copy of a retained message may be late: a publisher waits at most this time for the broker"""
-WORKER_IDS = 1024
-"""the remainder of the ids of two messages by this number is equal if one worker has published both"""
 MAX_RECENT = 1000
 """the maximum number of filters for which a client gets retained messages in `REPEAT_SECONDS`"""
 
@@ -63,6 +60,7 @@ class RetainedPages:
 
     __slots__ = (
         "_first",
+        "_first_page",
         "_held_bytes",
         "_is_blocked",
         "_is_reading",
@@ -97,8 +95,9 @@ class RetainedPages:
         self._is_blocked = False
         """whether the next page waits for acknowledgements of the client"""
         self._poll = MIN_POLL_SECONDS
-        self._late: dict[str, int] = {}
-        """channel → the id of a retained message whose copy may be late"""
+        self._late = LateCopies(session)
+        self._first_page: tuple[Sequence[str], Sequence[Message | None]] | None = None
+        """the channels and messages of a page that was read before SUBACK"""
 
     def prepare(self, filter: str) -> None:
         """Holds all messages until `prepared` is called for the filter, because its retained messages are not read yet."""
@@ -128,7 +127,7 @@ class RetainedPages:
                     await asyncio.sleep(0)
                 if session.client.closed:
                     return
-                filter, may_read = channel_of(wanted.filter), self._reader(wanted.filter)
+                filter, may_read = channel_of(wanted.filter), reader_of(session, wanted.filter)
                 some = names[begin : begin + MATCHED_A_TURN]
                 self.want([name for name in some if matches(filter, name) and may_read(name)], wanted)
         finally:
@@ -138,15 +137,6 @@ class RetainedPages:
     def filters(self) -> frozenset[str]:
         """See `sending.PendingRetained`."""
         return frozenset((*self._unmatched, *(one.filter for wanted in self._pending.values() for one in wanted)))
-
-    def _reader(self, filter: str) -> Callable[[str], bool]:
-        """Returns a function that returns whether a subscription may receive the messages of a channel that matches."""
-        if not has_wildcard(filter):
-            return lambda _: True
-        rights, filters = filter_rights(self._session, filter), self._session.client.app.filters
-        if rights is None or filters is None:
-            return lambda _: False
-        return lambda name: name[:1] != "#" and not has_wildcard(name) and filters.may_read(rights, name)
 
     def keep_own(self, options: FilterOptions, subscription_id: int) -> None:
         """Gives a subscription an `MqttOwnWire` until no channel is pending."""
@@ -164,7 +154,7 @@ class RetainedPages:
         passed: list[OwnMessage] = []
         for one in messages:
             channel = one.message.channel
-            if self._late and self._is_late(one.message):
+            if self._late and self._late.has(one.message):
                 continue
             if self._unmatched or channel in self._pending:
                 if channel in self._pending:
@@ -177,18 +167,6 @@ class RetainedPages:
         if self._held_bytes > outbox and not client.closed:
             client.node.fanout.call_soon(self._cut)
         return passed
-
-    def _is_late(self, message: Message) -> bool:
-        """Returns whether a message is the late copy of a retained message that was sent.
-
-        If another message of the same worker follows the retained message, then this message may be an earlier one. So the copy
-        of the retained message is sent again after it, and the client has the last value of the topic at the end.
-        """
-        id = self._late.get(message.channel)
-        if id is None or (message.id != id and (message.id - id) % WORKER_IDS):
-            return False
-        del self._late[message.channel]
-        return message.id == id
 
     def _cut(self) -> None:
         client = self._session.client
@@ -211,9 +189,17 @@ class RetainedPages:
 
     # Pages
 
-    def begin(self) -> None:
-        """Sends the next page, after SUBACK."""
-        if not (self._is_scheduled or self._is_reading or self._is_blocked):
+    async def read_first(self) -> None:
+        """Reads the next page before SUBACK. `begin` sends it."""
+        if self._pending and not (self._is_scheduled or self._is_reading or self._is_blocked) and self._has_room():
+            self._first_page = await self._read()
+
+    def begin(self, new: Collection[str]) -> None:
+        """Sends the next page, after SUBACK. new: the filters that this SUBACK grants and that the client did not have before."""
+        page, self._first_page = self._first_page, None
+        if page is not None:
+            self._send_page(*page, new)
+        elif not (self._is_scheduled or self._is_reading or self._is_blocked):
             self._turn()
 
     def go_on(self) -> None:
@@ -235,34 +221,46 @@ class RetainedPages:
     def _turn(self) -> None:
         """Sends the next page if the socket has taken all output; otherwise checks again later."""
         self._is_scheduled = False
-        session = self._session
-        client = session.client
-        if client.closed or self._sender.pages is not self or self._is_reading:
+        if self._session.client.closed or self._sender.pages is not self or self._is_reading:
             return
-        client.node.fanout.flush_subscriber(client)
-        if not client.outlet.has_room(session.clients.context.config.server.outbox):
+        if self._has_room():
+            self._poll = MIN_POLL_SECONDS
+            spawn(self._page())
+        else:
             self._schedule(self._poll)
             self._poll = min(2 * self._poll, MAX_POLL_SECONDS)
-            return
-        self._poll = MIN_POLL_SECONDS
-        self._is_reading = True
-        spawn(self._page())
+
+    def _has_room(self) -> bool:
+        """Returns whether the socket has taken all output."""
+        session = self._session
+        session.client.node.fanout.flush_subscriber(session.client)
+        return session.client.outlet.has_room(session.clients.context.config.server.outbox)
 
     async def _page(self) -> None:
         """Reads a page, and sends it."""
-        client = self._session.client
-        channels = self._next_channels()
+        page = await self._read()
+        if page is not None:
+            self._send_page(*page)
+
+    async def _read(self) -> tuple[Sequence[str], Sequence[Message | None]] | None:
+        """Reads the channels and messages of the next page. Returns None if the broker is away: then the page is read later."""
+        client, channels = self._session.client, self._next_channels()
+        self._is_reading = True
         try:
-            messages = await client.node.retained.read(client.app.config.id, channels, MAX_PAGE_BYTES) if channels else ()
-        except Refused:  # the broker is away, so the page is read again later
+            return channels, (await client.node.retained.read(client.app.config.id, channels, MAX_PAGE_BYTES) if channels else ())
+        except Refused:
             self._schedule(MAX_POLL_SECONDS)
-            return
+            return None
         finally:
             self._is_reading = False
+
+    def _send_page(self, channels: Sequence[str], messages: Sequence[Message | None], new: Collection[str] = ()) -> None:
+        """Sends a page. new: see `begin`; no filters if the page was read after SUBACK."""
+        client = self._session.client
         if client.closed or self._sender.pages is not self:
             return
         client.node.fanout.flush_subscriber(client)  # holds the live messages that arrived before the reply of a shared broker
-        self._send(self._items(channels, messages))
+        self._send(self._items(channels, messages, new))
         if self._pending:
             if not self._is_blocked:
                 self._schedule()
@@ -285,8 +283,8 @@ class RetainedPages:
             del channels[max(1, self._sender.room) :]
         return channels
 
-    def _items(self, channels: Sequence[str], messages: Sequence[Message | None]) -> list[OwnMessage]:
-        """Returns the messages of a page. The channels of these messages are not pending any more."""
+    def _items(self, channels: Sequence[str], messages: Sequence[Message | None], new: Collection[str]) -> list[OwnMessage]:
+        """Returns the messages of a page. The channels of these messages are not pending any more. new: see `_send_page`."""
         now = self._session.client.node.clock.wall()
         room, is_shared = self._sender.room, self._session.client.node.controller.shared
         live = {(one.message.id, one.message.channel) for one in self.held}
@@ -304,7 +302,7 @@ class RetainedPages:
                     break
                 room -= 1
             if message is not None and is_shared and any(has_wildcard(one.filter) for one in wanted):
-                self._late[channel] = message.id
+                self._late.sent(message, new)
             self._pass(channel)
             if item is not None:
                 found.append(item)
@@ -318,7 +316,7 @@ class RetainedPages:
         session = self._session
         if is_own(session.client, message.sender):
             wanted = tuple([one for one in wanted if not one.no_local])  # [MQTT-3.8.3-3]
-        wanted = tuple([one for one in wanted if self._reader(one.filter)(message.channel)])
+        wanted = tuple([one for one in wanted if reader_of(session, one.filter)(message.channel)])
         if not wanted:
             return None
         qos = min(qos_of(message), max([one.qos for one in wanted]))
@@ -415,6 +413,16 @@ def filter_rights(session: MqttSession, filter: str) -> FilterRights | None:
     return None if lane is None or client.app.filters is None else client.app.filters.rights_of(channel, lane)
 
 
+def reader_of(session: MqttSession, filter: str) -> Callable[[str], bool]:
+    """Returns a function that returns whether a subscription may receive the messages of a channel that matches."""
+    if not has_wildcard(filter):
+        return lambda _: True
+    rights, filters = filter_rights(session, filter), session.client.app.filters
+    if rights is None or filters is None:
+        return lambda _: False
+    return lambda name: name[:1] != "#" and not has_wildcard(name) and filters.may_read(rights, name)
+
+
 def _is_wanted(options: FilterOptions, is_new: bool) -> bool:
     """Returns whether a subscription gets retained messages [MQTT-3.3.1-9, -10, -11]."""
     return not options.retain_handling or (options.retain_handling == 1 and is_new)
@@ -444,11 +452,18 @@ def note(session: MqttSession, filter: str) -> None:
             del recent[one]
 
 
-def begin(session: MqttSession) -> None:
-    """Sends the retained messages for new subscriptions, after SUBACK."""
+async def read_first(session: MqttSession) -> None:
+    """Reads the first retained messages for new subscriptions from a shared broker, before SUBACK."""
+    pages = pages_of(session)
+    if pages is not None and session.client.node.controller.shared:
+        await pages.read_first()
+
+
+def begin(session: MqttSession, new: Collection[str] = ()) -> None:
+    """Sends the retained messages for subscriptions, after SUBACK. new: see `RetainedPages.begin`."""
     pages = pages_of(session)
     if pages is not None:
-        pages.begin()
+        pages.begin(new)
 
 
 def unsubscribed(session: MqttSession, filter: str) -> None:

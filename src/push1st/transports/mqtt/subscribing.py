@@ -43,10 +43,13 @@ FILTERS_A_TURN = 32
 async def subscribe(session: MqttSession, packet: SubscribePacket) -> None:
     """Subscribes to filters, and answers with SUBACK [MQTT-3.8.4-1, -6]."""
     granted: list[int] = []
+    new: set[str] = set()
     for number, options in enumerate(packet.filters, 1):
         if session.client.closed:
             return
         is_new = retained.is_unknown(session, options.filter)
+        if is_new:
+            new.add(channel_of(options.filter))
         try:
             await retained.pace(session, options, is_new)
             retained.prepare(session, options, is_new)
@@ -66,8 +69,9 @@ async def subscribe(session: MqttSession, packet: SubscribePacket) -> None:
             await asyncio.sleep(0)
     if not await _store(session):
         granted = [ReasonCode.UNSPECIFIED_ERROR] * len(granted)
+    await retained.read_first(session)
     session.send(encode.suback(SubackPacket(packet.packet_id, tuple(granted)), session.version))
-    retained.begin(session)
+    retained.begin(session, new)
     for one in packet.filters if session.shared else ():
         await _take_logged(session, one.filter)
 

@@ -440,17 +440,74 @@ async def test_late_copy_of_a_retained_message_is_dropped(shared: MqttSite) -> N
     assert await client.publish("t/a", b"2") == published("t/a", b"2")
 
 
-async def test_late_earlier_message_is_followed_by_the_retained_one(shared: MqttSite) -> None:
+async def late_copies(site: MqttSite, client: MqttClient) -> bytes:
+    """Delivers late copies of the retained message of `t/a`, "2", and of two earlier messages of the same worker.
+
+    Returns what the client receives.
+    """
+    message = await kept(site, "t.a")
+    assert message is not None
+    assert message.data == b"2"
+    for data, before in ((b"0", 2048), (b"1", 1024), (b"2", 0)):
+        site.world.node.receive(msgspec.structs.replace(message, id=message.id - before, data=data))
+    await turns()
+    return client.take()
+
+
+async def test_late_copies_of_messages_before_the_subscription_are_dropped(shared: MqttSite) -> None:
+    client = await shared.connected()
+    await retain(client, "t/a", b"2")
+    assert await client.subscribe("t/#") == suback() + sent("t/a", b"2")
+    assert await late_copies(shared, client) == b""
+    assert await client.publish("t/a", b"3") == published("t/a", b"3")
+
+
+async def test_late_earlier_messages_are_followed_by_the_retained_one_if_another_filter_matches(shared: MqttSite) -> None:
+    client = await shared.connected()
+    await client.subscribe("+/a")
+    await retain(client, "t/a", b"2")
+    client.take()
+    assert await client.subscribe("t/#") == suback() + sent("t/a", b"2")
+    assert await late_copies(shared, client) == published("t/a", b"0") + published("t/a", b"1") + published("t/a", b"2")
+
+
+async def test_late_earlier_messages_are_followed_by_the_retained_one_if_it_was_read_after_suback(
+    shared: MqttSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await shared.connected()
+    for channel in ("t/0", "t/a"):
+        await retain(client, channel, b"2")
+    monkeypatch.setattr(module, "MAX_PAGE_CHANNELS", 1)
+    assert await client.subscribe("t/#") == suback() + sent("t/0", b"2") + sent("t/a", b"2")
+    assert await late_copies(shared, client) == published("t/a", b"0") + published("t/a", b"1") + published("t/a", b"2")
+
+
+async def test_late_message_of_another_worker_is_sent(shared: MqttSite) -> None:
     client = await shared.connected()
     await retain(client, "t/a", b"2")
     message = await kept(shared, "t.a")
     assert message is not None
     assert await client.subscribe("t/#") == suback() + sent("t/a", b"2")
-    earlier = msgspec.structs.replace(message, id=message.id - 1024, data=b"1")
-    for one in (earlier, message):
-        shared.world.node.receive(one)
+    shared.world.node.receive(msgspec.structs.replace(message, id=message.id - 1023, data=b"1"))
     await turns()
-    assert client.take() == published("t/a", b"1") + published("t/a", b"2")
+    assert client.take() == published("t/a", b"1")
+
+
+async def test_first_page_is_read_again_if_the_broker_is_away_before_suback(
+    shared: MqttSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await shared.connected()
+    await retain(client, "t/a", b"1")
+
+    async def away(*_: object) -> Any:
+        raise Refused(503, "the broker is away")
+
+    monkeypatch.setattr(module, "MAX_POLL_SECONDS", 0)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(shared.world.node.retained), "read", away)
+        assert await client.subscribe("t/#") == suback()
+    await turns()
+    assert client.take() == sent("t/a", b"1")
 
 
 async def test_live_copy_of_a_missed_message_is_dropped_before_retained_messages_are_sent(

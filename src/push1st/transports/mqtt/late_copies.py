@@ -1,0 +1,56 @@
+"""Late copies: live messages that reach an MQTT client after a retained message that is as new or newer.
+
+A copy for a filter with wildcards may arrive up to `LATE_SECONDS` later than its message can be read from a shared broker,
+because the publisher's worker may not have known the filter when it published. The client must not receive a message twice, and
+at the end it must have the last value of the topic.
+"""
+
+from collections.abc import Collection
+
+from push1st.messages import Message
+from push1st.transports.mqtt.session import MqttSession
+
+LATE_SECONDS = 2.0
+"""the seconds for which the copy of a retained message may be late: a publisher waits at most this time for the broker"""
+WORKER_IDS = 1024
+"""the remainder of the ids of two messages by this number is equal if one worker has published both"""
+
+
+class LateCopies:
+    """The channels of a client whose retained messages were sent, and whose late copies may arrive."""
+
+    __slots__ = ("_sent", "_session")
+
+    def __init__(self, session: MqttSession) -> None:
+        self._session = session
+        self._sent: dict[str, tuple[int, bool]] = {}
+        """channel → the id of the retained message, and whether the client also gets late copies of earlier messages"""
+
+    def __bool__(self) -> bool:
+        """Returns whether late copies may arrive."""
+        return bool(self._sent)
+
+    def sent(self, message: Message, new: Collection[str]) -> None:
+        """Adds a retained message that is sent now.
+
+        new: the filters, written as channel names, that the same SUBACK grants, and that the client did not have before; no
+            filters if the message was read after SUBACK. If no other filter of the client may match, then the messages that the
+            retained one has replaced were published before the client's subscriptions, so the client does not get them.
+        """
+        client = self._session.client
+        gets_earlier = not new or message.channel in client.subscriptions or any(one not in new for one in client.filters or ())
+        self._sent[message.channel] = message.id, gets_earlier
+
+    def has(self, message: Message) -> bool:
+        """Returns whether a live message is a late copy that the client does not get.
+
+        If the client gets an earlier message of the same worker after the retained one, then it also gets the copy of the
+        retained message, which follows. So the client has the last value of the topic at the end.
+        """
+        id, gets_earlier = self._sent.get(message.channel, (0, False))
+        if not id or (message.id - id) % WORKER_IDS:
+            return False
+        if message.id < id and not gets_earlier:
+            return True
+        del self._sent[message.channel]
+        return message.id == id
