@@ -486,7 +486,8 @@ def test_events_over_the_bound_are_counted_logged_and_stored_as_dead_letters(rec
         text = server.get("/metrics").body.decode()
         assert 'push1st_hook_events_total{outcome="overflowed"} 3.0' in text
         assert 'push1st_hook_events_queued{app="app-test"} 5.0' in text
-        assert "hook events are lost" in server.output
+        assert "hook events became dead letters" in server.output
+        assert "are lost" not in server.output
         server.stop_at_once()
 
 

@@ -319,6 +319,7 @@ def _shown(folder: _Folder, letter: Letter) -> dict[str, object]:
         "endpoint": dead.endpoint,
         "hook": letter.hook,
         "reason": dead.reason,
+        "error": dead.error,
         "event": names[0]["name"] if names else "",
         "events": names,
         "event_count": len(events),

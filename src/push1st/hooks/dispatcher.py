@@ -21,6 +21,7 @@ from push1st.hooks.authorize import Authorizer
 from push1st.hooks.debounce import Debounce
 from push1st.hooks.endpoint import HookEndpoint
 from push1st.hooks.formats import ENCODERS, Wanted, kinds, wanted
+from push1st.hooks.letters import Dead
 from push1st.hooks.operations import Operations
 from push1st.hooks.queue import Delivery
 from push1st.hooks.store import Saved, Store
@@ -96,7 +97,7 @@ class HookDispatcher:
         self._timings = timings
         self._folder = folder
         self._store = Store(config.folder) if config.folder else None
-        self.operations = Operations(self._store, self._of, self._removed, self.add_dead_letter)
+        self.operations = Operations(self._store, self._of, self._removed, self._give_up)
         self._authorizer = Authorizer(apps, folder, clock, decisions, open_transport)
         self.decide = self._authorizer.decide
         self._debounce = Debounce()
@@ -191,8 +192,7 @@ class HookDispatcher:
                     report(msgspec.structs.replace(line.held, phase="held"))
                 elif endpoint is None:
                     gone += 1
-                    self.events["endpoint-gone"] += len(line.events)
-                    self.add_dead_letter(line.app, line.endpoint, "endpoint-gone", list(map(bytes, line.events)), line.endpoint)
+                    self._give_up(line.app, line.endpoint, line.events, line.endpoint)
                 elif line.id:
                     delivery = Delivery(line.channels, [bytes(event) for event in line.events])
                     delivery.id, delivery.body = line.id, line.body.encode()
@@ -241,13 +241,20 @@ class HookDispatcher:
                 event = event or ENCODERS[format](hook_event)
                 one.put(hook_event.channel, event, source)
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
-        """Writes lost events to the folder, if the configuration has a folder. Counts the events that the store rejects."""
-        self._lost = app, self.clock.monotonic()
-        if self._store is not None:
-            unwritten = self._store.add_dead_letter(app, endpoint, reason, events, hook)
-            if unwritten:
-                self.events["unburied"] += unwritten
+    def add_dead_letter(self, dead: Dead) -> int:
+        """See `HookContext`. Counts the events that the store rejects."""
+        self._lost = dead.app, self.clock.monotonic()
+        if self._store is None:
+            return len(dead.events)
+        unwritten = self._store.add_dead_letter(dead)
+        if unwritten:
+            self.events["unburied"] += unwritten
+        return unwritten
+
+    def _give_up(self, app: str, endpoint: str, events: tuple[msgspec.Raw, ...], hook: str) -> None:
+        """Counts events of an endpoint that was removed, and writes a dead letter."""
+        self.events["endpoint-gone"] += len(events)
+        self.add_dead_letter(Dead(self.clock.wall() / 1_000_000_000, app, endpoint, "endpoint-gone", events, hook))
 
     def _of(self, app: str) -> Sequence[HookEndpoint]:
         return self._endpoints.get(app, ())

@@ -1,8 +1,8 @@
 """An endpoint of a hook: it queues and delivers events, retries failed deliveries, and drops events that fail for too long.
 
-A slow endpoint delays only its own events. An endpoint without queued events has no task and no timer. An endpoint writes few
-log lines: one for the first of several failures in a row, and one for the next success. It logs the numbers of lost events at
-most once in `LOG_SECONDS`.
+A slow endpoint delays only its own events. An endpoint without queued events has no task, and after `LOG_SECONDS` no timer. An
+endpoint writes few log lines: one for the first of several failures in a row, and one for the next success. It logs the numbers
+of lost events and of dead letters at most once in `LOG_SECONDS`.
 """
 
 import asyncio
@@ -10,11 +10,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from push1st import logs
 from push1st.clock import Clock
 from push1st.eager import spawn
 from push1st.hooks import Attempt, HookDetails, HookTap, HookTransport, NotDelivered, OpenTransport, Status, shown
 from push1st.hooks.formats import Wanted, body, fingerprint
+from push1st.hooks.letters import Dead
 from push1st.hooks.queue import OVERHEAD, Delivery, Queue
 from push1st.messages import HookEvent
 from push1st.metrics import Histogram
@@ -22,6 +25,8 @@ from push1st.metrics import Histogram
 LOG_SECONDS = 10.0
 JITTER = 0.1
 """the maximum fraction by which a wait is randomly shortened; so deliveries that fail together are not retried together"""
+
+DEAD, LOST = "hook events became dead letters", "hook events are lost"
 
 log = logs.get("push1st.hooks")
 
@@ -44,8 +49,11 @@ class HookContext(Protocol):
     @property
     def tap(self) -> HookTap | None: ...
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> None:
-        """Writes lost events to the folder of dead letters, if the configuration has a folder."""
+    def add_dead_letter(self, dead: Dead) -> int:
+        """Writes events that the server gives up to the folder of dead letters.
+
+        Returns the number of events that are not written: all of them, if the configuration has no folder.
+        """
 
 
 class HookEndpoint:
@@ -74,8 +82,9 @@ class HookEndpoint:
         self._last_error: str | None = None
         self._last_error_at: int | None = None
         self._last_status: int | None = None
-        self._lost: Counter[str] = Counter()
-        self._lost_logged_at = -LOG_SECONDS
+        self._lost: Counter[tuple[str, bool]] = Counter()
+        """the events that were given up since the last log line, by the reason, and whether they are dead letters"""
+        self._log_at: asyncio.TimerHandle | None = None
 
     def wants(self, hook_event: HookEvent) -> bool:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
@@ -183,21 +192,29 @@ class HookEndpoint:
             self._lose("expired", delivery.events)
 
     def _lose(self, reason: str, events: Sequence[bytes]) -> None:
-        """Counts and logs lost events, and writes dead letters with these events."""
+        """Counts and logs events that the server gives up, and writes dead letters with these events."""
         context = self._context
-        app = self.wanted.target.app
         context.events[reason] += len(events)
         self._failed += len(events)
-        self._lost[reason] += len(events)
-        context.add_dead_letter(app, self.name, reason, events, self.hook)
-        now = context.clock.monotonic()
-        if now - self._lost_logged_at >= LOG_SECONDS:
-            self._lost_logged_at = now
-            for cause, count in self._lost.items():
-                log.error(
-                    "hook events are lost", app=app, endpoint=self.name, reason=cause, events=count, last_error=self._last_error
-                )
-            self._lost.clear()
+        error = (self._last_error or "") if self.queue.failing else ""
+        at, app, raw = context.clock.wall() / 1_000_000_000, self.wanted.target.app, tuple(map(msgspec.Raw, events))
+        unwritten = context.add_dead_letter(Dead(at, app, self.name, reason, raw, self.hook, error))
+        self._lost[reason, True] += len(events) - unwritten
+        self._lost[reason, False] += unwritten
+        if self._log_at is None:
+            self._log_lost()
+
+    def _log_lost(self) -> None:
+        """Logs the numbers of events that were given up; the next ones after `LOG_SECONDS`."""
+        self._log_at = None
+        if not self._lost:
+            return
+        for (reason, is_written), count in (+self._lost).items():
+            write, text = (log.warning, DEAD) if is_written else (log.error, LOST)
+            write(text, app=self.wanted.target.app, endpoint=self.name, reason=reason, events=count, last_error=self._last_error)
+        self._lost.clear()
+        if not self._stopped:
+            self._log_at = asyncio.get_running_loop().call_later(LOG_SECONDS, self._log_lost)
 
     def status(self) -> Status:
         return Status(
@@ -246,6 +263,9 @@ class HookEndpoint:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._log_at is not None:
+            self._log_at.cancel()
+            self._log_lost()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -261,5 +281,4 @@ class HookEndpoint:
         left = [event for one in self.queue.tried() for event in one.events]
         left += (event for _, event, _ in self.queue.untried())
         if left:
-            self._lost_logged_at = -LOG_SECONDS
             self._lose("stopped", left)

@@ -8,7 +8,9 @@ class Dead(msgspec.Struct, frozen=True):
 
     app: the id of the app; "" in a letter of an earlier version about an endpoint that was removed.
     endpoint: the URL of the endpoint without its secret parts.
+    reason: why the server gave up the events, as in the metric `push1st_hook_events_total`.
     hook: the fingerprint of the endpoint; "" in a letter of an earlier version.
+    error: why the endpoint did not accept the events, or other events; "" if no attempt failed.
     """
 
     at: float
@@ -17,6 +19,7 @@ class Dead(msgspec.Struct, frozen=True):
     reason: str
     events: tuple[msgspec.Raw, ...]
     hook: str = ""
+    error: str = ""
 
 
 class Letter(msgspec.Struct, frozen=True):

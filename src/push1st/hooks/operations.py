@@ -43,7 +43,7 @@ class Operations:
 
     store: the folder; None without a folder.
     endpoints, removed: functions that return the endpoints of an app, and those that its configuration does not have any more.
-    lose: a function that writes a dead letter (`HookContext.add_dead_letter`).
+    give_up: a function that writes a dead letter, because its endpoint was removed: app, endpoint, events and fingerprint.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class Operations:
         store: Store | None,
         endpoints: Callable[[str], Sequence[HookEndpoint]],
         removed: Callable[[str], Sequence[HookEndpoint]],
-        lose: Callable[[str, str, str, Sequence[bytes], str], None],
+        give_up: Callable[[str, str, tuple[msgspec.Raw, ...], str], None],
     ) -> None:
         self._store = store
         self._endpoints = endpoints
         self._removed = removed
-        self._lose = lose
+        self._give_up = give_up
         self._waiting: dict[tuple[str, str], deque[Letter]] = {}
         """the redriven letters by app and fingerprint of the endpoint"""
         self._count = 0
@@ -134,11 +134,10 @@ class Operations:
     def _queue(self, app: str, endpoint: HookEndpoint | None, letter: Letter) -> None:
         self._count -= 1
         self._bytes -= _size(letter)
-        events = [bytes(event) for event in letter.dead.events]
         if endpoint is None:  # removed a moment ago
-            self._lose(app, letter.dead.endpoint, "endpoint-gone", events, letter.hook)
+            self._give_up(app, letter.dead.endpoint, letter.dead.events, letter.hook)
             return
-        for event in events:
+        for event in map(bytes, letter.dead.events):
             endpoint.put(_channel(event), event, SOURCE)
 
     async def close(self) -> None:

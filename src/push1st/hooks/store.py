@@ -150,18 +150,18 @@ class Store:
 
     # Dead letters
 
-    def add_dead_letter(self, app: str, endpoint: str, reason: str, events: Sequence[bytes], hook: str = "") -> int:
-        """Writes dead letters in a thread. Returns the number of events that are not written, because too many letters wait.
+    def add_dead_letter(self, dead: Dead) -> int:
+        """Writes a dead letter in a thread; divides a large one.
 
-        hook: the fingerprint of the endpoint.
+        Returns the number of events that are not written, because too many letters wait.
         """
-        left = list(events)
+        left = list(map(bytes, dead.events))
         while left and len(self._pending) < MAX_PENDING:
             some = _first_of(left)
             left = left[len(some) :]
             # Without line breaks, which JSON permits between tokens, a letter is one line.
             raw = tuple([msgspec.Raw(event.replace(b"\n", b" ").replace(b"\r", b" ")) for event in some])
-            self._pending.append(msgspec.json.encode(Dead(time.time(), app, endpoint, reason, raw, hook)) + b"\n")
+            self._pending.append(msgspec.json.encode(msgspec.structs.replace(dead, events=raw)) + b"\n")
         if self._pending and self._writing is None and self._retry_at is None:
             self._begin()
         return len(left)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from push1st.config.model import Hook, HooksConfig, Webhook
 from push1st.hooks import Attempt, Decision, Target
 from push1st.hooks.events import Question
+from push1st.hooks.letters import Dead
 from push1st.hooks.store import Store
 from push1st.messages import HOLD_SECONDS, HookEvent, Phase
 from tests.support.hook_board import Board, HookEndpoint
@@ -96,10 +98,31 @@ async def test_a_failure_is_counted_shown_and_keeps_the_event():
     await board.board.close(0)
 
 
+@pytest.mark.parametrize("folder", ["", "hooks"])
+async def test_log_says_whether_events_are_lost_or_dead_letters_and_counts_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setattr("push1st.hooks.endpoint.LOG_SECONDS", 0)
+    board = Board(A, config=HooksConfig(events=1, folder=folder and str(tmp_path / folder)))
+    board.fail()
+    board.on_event("cache-missed", channel="c")
+    await turns(10)
+    for number in range(3):
+        board.on_event("cache-missed", channel=f"c{number}")
+    await turns(10)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "overflowed" in line]
+    assert [("events=1" in line, "events=2" in line) for line in lines] == [(True, False), (False, True)]
+    level, text = ("warning", "hook events became dead letters") if folder else ("error", "hook events are lost")
+    assert all(level in line and text in line and "last_error='answered 500'" in line for line in lines)
+    await board.board.close(0)
+    letters = (tmp_path / "hooks" / "dead-letters.jsonl").read_text().splitlines() if folder else []
+    assert {json.loads(letter)["error"] for letter in letters} == ({"answered 500"} if folder else set())
+
+
 async def test_app_of_lost_events_is_remembered_for_ten_minutes():
     board = Board(A)
     assert board.board.lost_app == ""
-    board.board.add_dead_letter("a", "http://a/", "expired", [b"{}"])
+    board.board.add_dead_letter(Dead(1, "a", "http://a/", "expired", (msgspec.Raw(b"{}"),)))
     board.clock.advance(599)
     assert board.board.lost_app == "a"
     board.clock.advance(1)

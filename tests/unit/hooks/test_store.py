@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from push1st.hooks.deadletters import DEAD_LETTERS
+from push1st.hooks.letters import Dead
 from push1st.hooks.store import Saved, Store
 from tests.support.loop import turns
 from tests.unit.hooks.faults import full, read_only, without_descriptors
@@ -111,7 +112,7 @@ def test_a_file_that_a_killed_process_was_reading_is_loaded(folder: Path) -> Non
 
 def add_dead_letter(one: Store, *events: bytes) -> None:
     for event in events:
-        assert one.add_dead_letter("app", "endpoint", "expired", [event]) == 0
+        assert one.add_dead_letter(Dead(1, "app", "endpoint", "expired", (msgspec.Raw(event),))) == 0
 
 
 def letters(folder: Path) -> list[object]:

@@ -122,7 +122,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
           label: "Reason",
           size: "m",
           wrap: true,
-          show: (/** @type {any} */ row) => html`<${Text} of=${REASONS[row.reason] ?? row.reason} />${row.redriven && html`<p class="faint">redriven at <${Time} at=${row.redriven.at} /></p>`}`,
+          show: (/** @type {any} */ row) => html`<${Text} of=${reason(row)} />${row.redriven && html`<p class="faint">redriven at <${Time} at=${row.redriven.at} /></p>`}`,
         },
         {
           key: "more",
@@ -146,7 +146,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       <${Facts}
         pairs=${[
           ["Time", date(shown.at)],
-          ["Reason", html`<${Text} of=${REASONS[shown.reason] ?? shown.reason} /> <span class="faint">(<${Text} of=${shown.reason} />)</span>`],
+          ["Reason", html`<${Text} of=${reason(shown)} /> <span class="faint">(<${Text} of=${shown.reason} />)</span>`],
           ["Endpoint", html`<${Endpoint} of=${shown.endpoint} />`, true],
           ["Channel", html`<${Name} of=${place(shown)} />`, true],
           ["Events", `${count(shown.event_count, "event")}, ${bytes(shown.bytes)}`],
@@ -170,6 +170,11 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
 function place(row) {
   const { channel = "", user = "" } = row.events[0] ?? {};
   return user ? `${channel}, user ${user}` : channel;
+}
+
+/** Returns why the server gave up a dead letter. @param {any} row */
+function reason(row) {
+  return (REASONS[row.reason] ?? row.reason) + (row.error ? `: ${row.error}` : "");
 }
 
 /** Returns the events of a dead letter in one line. @param {any} row */
