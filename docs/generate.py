@@ -644,8 +644,10 @@ def remedies() -> str:
 
 
 def _plain(text: str) -> str:
-    """Removes links, emphasis and code marks of Markdown."""
-    return re.sub(r"\[([^]]+)\]\([^)]*\)|\*(\w+)\*", r"\1\2", text).replace("`", "")
+    """Removes links, emphasis and code marks of Markdown. A link that is only a reference becomes the name of its page."""
+    text = re.sub(r"([(:] ?)\[[^]]+\]\((\w[\w-]*\.md)[^)]*\)(?=[).]|$)", r"\1see docs/\2", text)
+    text = re.sub(r"\[([\w-]+\.md)\]\(\1[^)]*\)", r"docs/\1", text)
+    return re.sub(r"\[([^]]+)\]\([^)]*\)|\*([\w ]+)\*", r"\1\2", text).replace("`", "")
 
 
 def main() -> int:

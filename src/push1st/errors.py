@@ -54,4 +54,11 @@ class ClientError(Exception):
 
 
 class Rejected(ClientError):
-    """The server rejected the request that a command of the command line sent."""
+    """The server rejected the request that a command of the command line sent.
+
+    `code`: the HTTP status or the close code of the answer; 0 if the answer has none.
+    """
+
+    def __init__(self, text: str, code: int = 0) -> None:
+        super().__init__(text)
+        self.code = code

@@ -141,6 +141,13 @@ def test_subscribe_hides_internal_frames(channel: str) -> None:
         assert subscriber.stdout.read() == f"{channel}  greeting  hello\n"
 
 
+def test_subscribe_shows_only_the_close_code_if_the_server_stops(channel: str) -> None:
+    with running({"server": {"drain": 0}}) as server, subscribing(server, channel) as subscriber:
+        server.signal()
+        assert subscriber.stderr is not None
+        assert subscriber.stderr.read() == "the server closed the connection: 4200 Server is stopping, reconnect\n"
+
+
 def test_subscribe_shows_an_http_status_instead_of_a_handshake(server: ServerProcess) -> None:
     (line,) = push1st("subscribe", "--url", f"{server.ws}/nowhere", "c", code=1).stderr.splitlines()
     assert "it answered with HTTP status 404" in line

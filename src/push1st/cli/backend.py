@@ -52,7 +52,7 @@ class Backend(msgspec.Struct, frozen=True):
         finally:
             connection.close()
         if response.status != 200:
-            raise Rejected(f"{self.api} answered {response.status}: {answer}")
+            raise Rejected(f"{self.api} answered {response.status}: {answer}", response.status)
         return answer
 
 

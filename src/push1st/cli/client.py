@@ -18,6 +18,9 @@ from push1st.config.readers import secrets
 from push1st.config.tree import variable
 from push1st.errors import ClientError, ConfigError, Rejected
 
+ABOUT_APP = frozenset((401, 403, 404, 4001, 4003))
+"""the HTTP statuses and close codes of rejections that another app, or its secret, may prevent"""
+
 
 class ServerApp(msgspec.Struct, frozen=True):
     """An app, and the configuration of its server. `assumed`: whether the user selected no app, so this is the demo's."""
@@ -67,14 +70,16 @@ def server_url(config: Config, scheme: str) -> str:
 
 @contextlib.contextmanager
 def naming_assumed_app(target: ServerApp) -> Iterator[None]:
-    """Adds a note to a `Rejected` error if no option selects an app: the note explains that the demo's app was used."""
+    """Adds a note to a `Rejected` error about the app if no option selects an app: the note explains that the demo's app was
+    used.
+    """
     try:
         yield
     except Rejected as exc:
-        if not target.assumed:
+        if not target.assumed or exc.code not in ABOUT_APP:
             raise
         another = "for another app: -c FILE, or --app with --key and --secret"
-        raise Rejected(f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}") from exc
+        raise Rejected(f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}", exc.code) from exc
 
 
 def split_url(text: str, schemes: tuple[str, str], example: str) -> SplitResult:

@@ -70,4 +70,5 @@ def receive(
                 if not unconfirmed:
                     ready()
         elif event == "error":
-            raise Rejected(f"the server reported an error: {json.dumps(data)}")
+            code = data.get("code") if isinstance(data, dict) else None
+            raise Rejected(f"the server reported an error: {json.dumps(data)}", code if isinstance(code, int) else 0)

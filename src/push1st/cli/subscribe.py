@@ -112,7 +112,7 @@ def _connected(url: str, path: str) -> Iterator[ClientConnection]:
         close = exc.rcvd
         if close is None:
             raise ClientError("the connection broke") from exc
-        raise Rejected(f"the server closed the connection: {close.code} {close.reason}") from exc
+        raise Rejected(f"the server closed the connection: {close.code} {close.reason}", close.code) from exc
     except BrokenPipeError:  # standard output is closed (a broken connection to the server raises ConnectionClosed)
         raise
     except (OSError, InvalidHandshake, InvalidURI, UnicodeError) as exc:
@@ -151,7 +151,8 @@ def _receive(
         elif isinstance(code, int) and 4000 <= code < 4300:
             continue  # the server sends a close frame next, with the reason that this error event contains
         elif event in ("pusher:error", "pusher:subscription_error"):
-            raise Rejected(f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}")
+            text = f"the server refused {channel}: {data}" if channel else f"the server reported an error: {data}"
+            raise Rejected(text, _status(data))
         elif event == "pusher:ping":
             connection.send('{"event":"pusher:pong"}')
         elif event != "pusher:pong" and not internal:
@@ -159,6 +160,16 @@ def _receive(
             count -= 1
             if count == 0:
                 return
+
+
+def _status(data: str) -> int:
+    """Returns the status of a `pusher:subscription_error`; 0 for other errors, and if a limit is reached."""
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return 0
+    status = found.get("status") if isinstance(found, dict) and found.get("type") != "LimitReached" else None
+    return status if isinstance(status, int) else 0
 
 
 def _subscription(socket_id: str, key: str, secret: str, name: str) -> dict[str, str]:

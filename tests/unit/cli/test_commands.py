@@ -87,15 +87,16 @@ def test_the_secret_of_the_demo_is_not_used_for_another_key(monkeypatch: pytest.
     assert client.select(options(key="another", secret="own")).app.secret == "own"
 
 
-def test_a_rejection_names_the_app_only_if_it_was_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rejection_names_the_app_only_if_it_was_assumed_and_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PUSH1ST_APP_ID", raising=False)
     with (
         pytest.raises(Rejected, match="no; this is the demo's app app-test"),
         client.naming_assumed_app(client.select(options())),
     ):
-        raise Rejected("no")
-    with pytest.raises(Rejected, match=r"no\Z"), client.naming_assumed_app(client.select(options(app="app-test"))):
-        raise Rejected("no")
+        raise Rejected("no", 4001)
+    for selected, code in ((options(app="app-test"), 4001), (options(), 4200), (options(), 503), (options(), 0)):
+        with pytest.raises(Rejected, match=r"^no$"), client.naming_assumed_app(client.select(selected)):
+            raise Rejected("no", code)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The remedies of errors, from docs/errors.md."""
 
+import json
 import re
+from importlib.resources import files
 from itertools import product
 
 import pytest
@@ -23,7 +25,8 @@ def remedies() -> Remedies:
         ),
         ("this app has no presence channels", "pusher-clients", "Add the type to the app's channels"),
         ("there is no app x\ny", "who-is-calling", "Put the app's id into the path"),
-        ("this client does not read its messages", "raw-websocket-clients", "See Over capacity"),
+        ("this client does not read its messages", "raw-websocket-clients", "If single clients"),
+        ("App key 'x' does not exist", "connecting", "Check the key in the client"),
     ],
 )
 def test_message_has_the_remedy_of_its_row(remedies: Remedies, message: str, anchor: str, remedy: str) -> None:
@@ -31,6 +34,11 @@ def test_message_has_the_remedy_of_its_row(remedies: Remedies, message: str, anc
     assert found.link.startswith(f"docs/errors.md#{anchor}:~:text=")
     assert found.remedy.startswith(remedy)
     assert found.code == 400
+
+
+def test_no_remedy_only_refers_to_another_place() -> None:
+    rows: list[list[str]] = json.loads((files("push1st.console") / "remedies.json").read_text())
+    assert [row for row in rows if re.search(r"(^|[.;] )see\b", row[2], re.IGNORECASE)] == []
 
 
 def test_link_quotes_the_longest_part_of_the_message(remedies: Remedies) -> None:
