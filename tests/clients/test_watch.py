@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any, get_args
 
 import pytest
@@ -122,12 +123,15 @@ def test_command_connects_again_after_a_restart_of_the_server() -> None:
         assert command.event()["event"] == "after"
 
 
-def test_failures_are_reported_in_one_line(place: Place) -> None:
+def test_failures_are_reported_in_one_line(place: Place, tmp_path: Path) -> None:
     url = place[1].origin
     assert fails(url, password="a wrong password").endswith("answered 401: the password is wrong")
     assert fails(url, "--what", "nothing").startswith("there is no event nothing, the events are connected, ")
-    assert "it is not set" in fails(url, password=None)
-    assert "it has the hash of the password" in fails(url, password=HASH)
+    assert ": the variable is not set, and there is no terminal" in fails(url, password=None)
+    assert ": PUSH1ST_CONSOLE_PASSWORD has only its hash, and there is no terminal" in fails(url, password=HASH)
+    file = tmp_path / "server.yml"
+    file.write_text(json.dumps({"console": {"password": HASH}}))
+    assert ": console.password has only its hash, and there is no terminal" in fails(url, "-c", str(file), password=None)
     (closed,) = free_ports(1)
     assert "is the server running?" in fails(f"http://127.0.0.1:{closed}")
     assert "is not the address of a server" in fails("127.0.0.1:6003")

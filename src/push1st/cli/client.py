@@ -79,7 +79,9 @@ def naming_assumed_app(target: ServerApp) -> Iterator[None]:
         if not target.assumed or exc.code not in ABOUT_APP:
             raise
         another = "for another app: -c FILE, or --app with --key and --secret"
-        raise Rejected(f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}", exc.code) from exc
+        raise Rejected(
+            f"{exc}; this is the demo's app {target.app.id} with the key {target.app.key}, {another}", exc.code
+        ) from exc
 
 
 def split_url(text: str, schemes: tuple[str, str], example: str) -> SplitResult:

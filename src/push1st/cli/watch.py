@@ -200,12 +200,13 @@ def _address(options: Arguments, config: Config) -> str:
 
 def _password(config: Config) -> str:
     """Returns the password of the console: from the environment, the configuration or the terminal. Raises ConfigError."""
-    given = os.environ.get(VARIABLE) or config.console.password
+    variable = os.environ.get(VARIABLE)
+    given = variable or config.console.password
     if given and not given.startswith(HASH):
         return given
     if not sys.stdin.isatty():
-        why = "it has the hash of the password" if given else "it is not set"
-        raise ConfigError(f"put the password of the console into {VARIABLE}: {why}, and there is no terminal to ask for it")
+        why = f"{VARIABLE if variable else 'console.password'} has only its hash" if given else "the variable is not set"
+        raise ConfigError(f"put the password of the console into {VARIABLE}: {why}, and there is no terminal to enter it")
     try:
         return getpass.getpass("Password of the console: ")
     except EOFError:
