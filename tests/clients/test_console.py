@@ -356,6 +356,7 @@ def test_page_shows_the_successor_of_the_worker_that_it_watches(page: Site) -> N
     kill(watched)
     wait_until(lambda: page.server.output.count("worker ready") > ready, "the successor", 30)
     until(page.tab, f"{ALL_WORK} && {IS_LIVE}", 30)
+    page.until_text("ended without a stop, so its clients had to reconnect. A new worker has its place since")
     assert watched not in [node["pid"] for node in page.operator.get("/api/overview").json["nodes"]]
     assert not page.tab.evaluate(SIGN_IN), "the session outlives the worker"
     assert page.tab.evaluate(IS_SAME_LOAD)

@@ -132,8 +132,7 @@ async def test_consoles_know_what_the_others_are_called_and_say_farewell() -> No
         near.serve("name", lambda _: b"near")
         await near.open()
         await far.open()
-        assert [(one["id"], one["worker"]) for one in near.described([two.name])] == [(two.name, 7)]
-        assert [(one["id"], one["worker"]) for one in far.described([one.name, "other"])] == [(one.name, 3)]
+        assert [found and found.worker for found in (near.nodes.get(two.name), far.nodes.get(one.name))] == [7, 3]
         far.close()
         await until(lambda: near.left == {two.name})
         replies = await near.request("name", seconds=10)
@@ -199,4 +198,4 @@ async def test_greeting_that_is_refused_or_lost_is_repeated(monkeypatch: pytest.
             await until(lambda: len(losses) == 2)
         assert not far.consoles()
         await until(lambda: far.consoles() and near.consoles())
-        assert set(near.about) == {two.name}
+        assert two.name in near.nodes

@@ -4,6 +4,7 @@ A worker creates a `Console` if `console.password` is set; otherwise, it imports
 console is a class that takes a `ConsoleContext` and has `endpoints`.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from push1st.config.addresses import Networks
@@ -77,7 +78,7 @@ class Console:
     async def open(self) -> None:
         """Connects the console with those of the other workers. Must be called before the console listens."""
         await self._wire.open()
-        await self._door.open()
+        await asyncio.gather(self._door.open(), self._overview.open())
 
     def close(self) -> None:
         """Sends a farewell to the other consoles, because this worker stops. Must be called before the broker is closed."""

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from push1st.console.endpoints import BrokerReports, ConsoleCall, ConsoleContext, ConsoleEndpoint
-from push1st.console.wire import NodeAbout, Replies
+from push1st.console.nodes import NodeAbout
+from push1st.console.wire import Replies
 from push1st.status import BrokerDetails, BrokerSummary
 
 KIND = "cluster"
@@ -20,12 +21,14 @@ BROKER_SECONDS = 1.0
 """the seconds for which a request waits for the broker's servers"""
 
 
-class NodeFacts(NodeAbout, frozen=True, array_like=True):
+class NodeFacts(msgspec.Struct, frozen=True, array_like=True):
     """A worker. Its machine and number are in its greeting too, which this worker may have missed.
 
     pid: the id of the process. state: `ready` or `draining`.
     """
 
+    machine: str
+    worker: int
     pid: int
     state: str
 
@@ -61,7 +64,7 @@ class Cluster:
         context = self._context
         replies = await context.wire.request(KIND)
         facts = dict(replies.decoded(_facts.decode))
-        nodes = sorted({context.name, *context.wire.peers().nodes, *facts})
+        nodes = sorted({context.name, *context.wire.peers().nodes, *facts} - context.wire.left)
         leases = await self._leases(nodes)
         return {
             "nodes": [self._node(name, facts.get(name), leases.get(name), replies) for name in nodes],
@@ -71,10 +74,18 @@ class Cluster:
         }
 
     def _node(self, name: str, facts: NodeFacts | None, lease: float | None, replies: Replies) -> dict[str, Any]:
-        """Returns a node. here: whether it is this worker. state: `ready`, `draining`, `no answer`, `no console`, or `unknown`
-        while the broker is away."""
-        about = facts or self._context.wire.about.get(name)
-        silent = "unknown" if replies.away else "no answer" if about or name in replies.missing else "no console"
+        """Returns a node. here: whether it is this worker. state: `ready`, `draining`, `replaced`, `no answer` or `no console`.
+        It is `unknown` while the broker is away, and for a node that has not answered or greeted since this worker began."""
+        wire = self._context.wire
+        about: NodeFacts | NodeAbout | None = facts or wire.nodes.get(name)
+        if wire.nodes.has_ended(name):
+            silent = "replaced"
+        elif replies.away:
+            silent = "unknown"
+        elif about or name in replies.missing:
+            silent = "no answer"
+        else:
+            silent = "no console" if name in wire.without_console() else "unknown"
         return {
             "id": name,
             "machine": about and about.machine,

@@ -1,20 +1,39 @@
 """The nodes that disappeared without a graceful stop, in the view of one worker. This module knows no clock."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+import msgspec
+
+from push1st.console.nodes import KnownNodes, NodeAbout
 
 KEPT_SECONDS = 600.0
 """the seconds for which a lost node is remembered: the time that the charts of the overview show"""
 MAX_LOST = 20
 
 
+class LostNode(msgspec.Struct, frozen=True, array_like=True):
+    """A lost node.
+
+    at: the time at which it was missed, in seconds since 1970.
+    about: its report about itself; None if it is not known.
+    replaced: the time at which its successor began, in seconds since 1970; 0 without a successor.
+    """
+
+    at: float
+    about: NodeAbout | None = None
+    replaced: float = 0
+
+
 class LostNodes:
-    """The nodes whose lease has expired without a farewell: they were killed, or hang, or have no network."""
+    """The nodes that were killed, or hang, or have no network: they sent no farewell, and their lease has expired, or another
+    node has their place."""
 
-    __slots__ = ("_living", "_lost")
+    __slots__ = ("_known", "_living", "_lost")
 
-    def __init__(self) -> None:
+    def __init__(self, known: KnownNodes) -> None:
+        self._known = known
         self._living: set[str] = set()
-        self._lost: dict[str, float] = {}
+        self._lost: dict[str, LostNode] = {}
 
     def look(self, living: Collection[str], left: Collection[str], now: float) -> None:
         """Compares the living nodes with those of the last call.
@@ -22,11 +41,29 @@ class LostNodes:
         left: the nodes that have sent a farewell. now: the time in seconds since 1970.
         """
         for node in self._living.difference(living, left):
-            self._lost[node] = now
+            self._lost[node] = LostNode(now, self._known.get(node))
         self._living = set(living)
-        kept = [(node, at) for node, at in self._lost.items() if node not in self._living and 0 <= now - at < KEPT_SECONDS]
-        self._lost = dict(kept[-MAX_LOST:])
+        for node, one in list(self._lost.items()):
+            if node in self._living or not 0 <= now - one.at < KEPT_SECONDS:
+                del self._lost[node]
+            elif not one.replaced and (began := self._known.successor(one.about, one.at, living)):
+                self._lost[node] = msgspec.structs.replace(one, replaced=began)
+        self._bound()
 
-    def found(self) -> dict[str, float]:
-        """Returns the lost nodes, each with the time at which it was missed, in seconds since 1970."""
+    def learn(self, lost: Mapping[str, LostNode]) -> None:
+        """Adds the lost nodes of another worker, which may be older than this worker, or may have missed them earlier."""
+        for node, one in lost.items():
+            own = self._lost.get(node, one)
+            if one.about is not None:
+                self._known.learn_lost(node, one.about)
+            if node not in self._living:
+                self._lost[node] = LostNode(min(own.at, one.at), own.about or one.about, own.replaced or one.replaced)
+        self._bound()
+
+    def _bound(self) -> None:
+        if len(self._lost) > MAX_LOST:
+            self._lost = dict(sorted(self._lost.items(), key=lambda item: item[1].at)[-MAX_LOST:])
+
+    def found(self) -> dict[str, LostNode]:
+        """Returns the lost nodes."""
         return dict(self._lost)

@@ -7,7 +7,8 @@ watches, a task sends an answer every few seconds.
 import asyncio
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -16,13 +17,15 @@ from push1st import logs
 from push1st.config.model import Config, all_warnings
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
-from push1st.console.lost import LostNodes
+from push1st.console.lost import LostNode, LostNodes
+from push1st.console.nodes import NodeAbout
 from push1st.console.samples import FIELDS, GAUGE, Samples, Series, added
-from push1st.console.wire import Replies
 from push1st.errors import Refused
 from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
 
 KIND = "overview"
+LOST = "lost"
+"""the kind of the request for the nodes that were lost before a worker began"""
 KEEP_SECONDS = 1.0
 """the seconds for which a worker keeps an answer"""
 FACTS_SECONDS = 5.0
@@ -61,7 +64,7 @@ class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
     """
 
     figures: NodeOverview
-    lost: dict[str, float]
+    lost: dict[str, LostNode]
     series: Series | None
 
 
@@ -73,6 +76,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 _replies = msgspec.msgpack.Decoder(OverviewReply)
+_lost = msgspec.msgpack.Decoder(dict[str, LostNode])
 _facts = msgspec.json.Decoder(Facts)
 
 
@@ -94,17 +98,31 @@ class Overview:
         """the number of warnings, and the configuration for which they are counted"""
         self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
-        self._lost = LostNodes()
+        self._lost = LostNodes(context.wire.nodes)
         context.wire.serve(KIND, self._own)
+        context.wire.serve(LOST, lambda _: msgspec.msgpack.encode(self._lost.found()))
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
+
+    async def open(self) -> None:
+        """Requests the nodes that the other workers have lost before this worker began, for example at a reload."""
+        with suppress(Refused):
+            for _, lost in (await self._context.wire.request(LOST)).decoded(_lost.decode):
+                self._lost.learn(lost)
+
+    def _now(self) -> float:
+        return self._clock.wall() / 1_000_000_000
 
     def tick(self) -> None:
         """Takes a sample if one is due, and looks for lost nodes. Called once a second."""
-        now = self._clock.wall() / 1_000_000_000
+        now = self._now()
         if self._samples.is_due(now):
             self._samples.add(now, self._values())
-        if not self._context.wire.peers().away:
-            self._lost.look(self._context.wire.consoles(), self._context.wire.left, now)
+        self._look()
+
+    def _look(self) -> None:
+        wire = self._context.wire
+        if not wire.peers().away:
+            self._lost.look(wire.consoles(), wire.left, self._now())
 
     def _values(self) -> list[float]:
         figures = self._context.reports.quick()
@@ -135,6 +153,7 @@ class Overview:
             hook_lost_app=self._context.node.hooks.lost_app,
         )
         series = self._samples.series() if data == WITH_SERIES else None
+        self._look()
         return msgspec.msgpack.encode(OverviewReply(shown, self._lost.found(), series))
 
     async def _answer(self, data: bytes) -> dict[str, Any]:
@@ -149,42 +168,36 @@ class Overview:
     async def _collect(self, data: bytes) -> dict[str, Any]:
         replies = await self._context.wire.request(KIND, data)
         found = [reply for _, reply in replies.decoded(_replies.decode)]
-        facts, lost = await self._server_facts(), self._all_lost(found)
-        wire, answered = self._context.wire, {node for node, _ in replies.found}
+        facts, wire = await self._server_facts(), self._context.wire
+        answered = {reply.figures.id for reply in found}
+        for reply in found:
+            self._lost.learn(reply.lost)
         silent = sorted(set(wire.consoles()) - answered) if replies.away else replies.missing
         return {
-            "at": self._clock.wall() / 1_000_000_000,
+            "at": self._now(),
             "here": self._context.name,
             "nodes": sorted((one.figures for one in found), key=lambda node: (node.machine, node.worker, node.id)),
             "series": added([one.series for one in found if one.series is not None]) if data == WITH_SERIES else None,
             "missing": replies.missing,
-            "silent": silent,
-            "lost": lost,
-            "without_console": self._without_console(replies),
-            "about": wire.described([*silent, *(one["id"] for one in lost)]),
+            "silent": [self._silent(node) for node in silent],
+            "lost": self._all_lost(answered),
+            "without_console": 0 if replies.away else len(wire.without_console()),
             "away": replies.away,
             "certificates": facts.certificates,
             "reload": facts.reload,
             "warnings": self._warning_count(),
         }
 
-    def _without_console(self, replies: Replies) -> int:
-        """Returns the number of living nodes that have no console."""
+    def _silent(self, node: str) -> dict[str, Any]:
+        """Returns a node that has not answered, with the time at which its successor began."""
         wire = self._context.wire
-        nodes = set(wire.peers().nodes).difference(
-            wire.consoles(), wire.left, replies.missing, (node for node, _ in replies.found)
-        )
-        return 0 if replies.away else len(nodes)
+        about = wire.nodes.get(node)
+        return _named(node, about, wire.nodes.successor(about, self._now(), [one for one in wire.consoles() if one != node]))
 
-    def _all_lost(self, replies: Sequence[OverviewReply]) -> list[dict[str, Any]]:
+    def _all_lost(self, answered: Collection[str]) -> list[dict[str, Any]]:
         """Returns the lost nodes that have not answered, the latest first, each with the first time at which it was missed."""
-        missed: dict[str, float] = {}
-        answered = {reply.figures.id for reply in replies}
-        for reply in replies:
-            for one, at in reply.lost.items():
-                if one not in answered:
-                    missed[one] = min(at, missed.get(one, at))
-        return [{"id": one, "at": at} for one, at in sorted(missed.items(), key=lambda lost: -lost[1])]
+        lost = sorted(self._lost.found().items(), key=lambda item: -item[1].at)
+        return [{**_named(node, one.about, one.replaced), "at": one.at} for node, one in lost if node not in answered]
 
     def _warning_count(self) -> int:
         """Returns the number of warnings that the screen of the configuration shows. They are counted once: apps can be many."""
@@ -238,3 +251,13 @@ class Overview:
                     text, has_failed = msgspec.json.encode({"error": self._failure().text}), True
                 socket.send(text)
             await asyncio.sleep(every)
+
+
+def _named(node: str, about: NodeAbout | None, replaced: float) -> dict[str, Any]:
+    """Returns a node with its name for people, which may be unknown, and the time at which its successor began, if any."""
+    return {
+        "id": node,
+        "machine": about and about.machine,
+        "worker": about and about.worker,
+        "replaced": replaced or None,
+    }

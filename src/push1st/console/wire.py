@@ -14,7 +14,7 @@ part may leave this module: it would end the connection to the broker, and with 
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ import msgspec
 from push1st import logs
 from push1st.brokers import Peers
 from push1st.config.model import AppConfig
+from push1st.console.nodes import KnownNodes, NodeAbout
 from push1st.core.app import App
 from push1st.core.controller import TopicHandler
 from push1st.core.node import Node
@@ -43,6 +44,8 @@ clients cannot publish (`brokers.redis.publishing.MAX_QUEUED`)."""
 LONG = 1024
 """the number of bytes above which a message is long"""
 RETRY_SECONDS = 1.0
+ASK_SECONDS = 2.0
+"""the time between two questions whether nodes have a console"""
 GREETING_SECONDS = 0.3
 FRESH_SECONDS = 2.0
 """the time for which a node counts as living after its last frame, although no renewal of the lease has named it yet"""
@@ -52,13 +55,6 @@ HELLO, FAREWELL = "hello", "farewell"
 log = logs.get("push1st.console")
 
 T = TypeVar("T")
-
-
-class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
-    """The name of a node for people: its machine, and the number of the worker."""
-
-    machine: str
-    worker: int
 
 
 class Replies(msgspec.Struct):
@@ -114,7 +110,6 @@ class WireMessage(msgspec.Struct, frozen=True, array_like=True, tag="message"):
 
 
 _decoder = msgspec.msgpack.Decoder(WireRequest | WireReply | WireMessage)
-_about = msgspec.msgpack.Decoder(NodeAbout)
 
 
 def _lost() -> None:
@@ -151,7 +146,9 @@ class ConsoleWire:
     def __init__(self, node: Node, name: str, number: int) -> None:
         self._node = node
         self._name = name
-        self._own_about = msgspec.msgpack.encode(NodeAbout(socket.gethostname(), number))
+        server = "" if node.siblings is None else node.siblings.server
+        about = NodeAbout(socket.gethostname(), number, server, node.clock.wall() / 1_000_000_000)
+        self.nodes = KnownNodes(name, about)
         self._app = App(AppConfig(id=APP, key="", secret=""), node.clock.monotonic(), AppCounts())
         self._served: dict[str, Callable[[bytes], MaybeAwaitable[bytes]]] = {}
         self._handled: dict[str, Callable[[bytes], None]] = {}
@@ -160,8 +157,10 @@ class ConsoleWire:
         self._serving = 0
         self._heard: dict[str, float] = {}
         """the other nodes that have a console, with the times of their last frames (loop's clock)"""
-        self.about: dict[str, NodeAbout] = {}
-        """the names of the other nodes for people, at most `MAX_HEARD`"""
+        self._without: set[str] = set()
+        """the other nodes that have replied that they have no console, at most `MAX_HEARD`"""
+        self._asks_at = 0.0
+        """the time (loop's clock) from which the nodes that are not known may be asked again"""
         self.left: set[str] = set()
         """the nodes that have sent a farewell, at most `MAX_HEARD`"""
         self.is_open = False
@@ -209,7 +208,7 @@ class ConsoleWire:
         A new node may not know yet which nodes are living. If the broker does not confirm the greeting, it is repeated.
         """
         others = self.peers().nodes or {""}
-        hello = WireRequest(next(self._numbers), self._name, HELLO, self._own_about)
+        hello = WireRequest(next(self._numbers), self._name, HELLO, self.nodes.own)
         pending = await self._collect(hello, TOPIC, others, GREETING_SECONDS, self._join_again)
         for node, about in pending.found.items():
             self._learn(node, about)
@@ -220,14 +219,14 @@ class ConsoleWire:
             self._publish(TOPIC, WireMessage(self._name, FAREWELL, b""))
 
     def _learn(self, node: str, about: bytes) -> None:
-        if len(self.about) >= MAX_HEARD:
-            self.about.clear()
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):  # a worker of another version
-            self.about[node] = _about.decode(about)
+        if ended := self.nodes.learn(node, about):
+            self._forget(ended)
 
-    def described(self, nodes: Iterable[str]) -> list[dict[str, Any]]:
-        """Returns the names of nodes for people. A node that has never greeted is left out."""
-        return [{"id": node, "machine": one.machine, "worker": one.worker} for node in nodes if (one := self.about.get(node))]
+    def _forget(self, node: str) -> None:
+        """Waits no more for a node that has ended."""
+        self._heard.pop(node, None)
+        for waiting in self._pending.values():
+            waiting.leave(node)
 
     def peers(self) -> Peers:
         """Returns the other living nodes, and the last error of the broker if it is away."""
@@ -238,6 +237,26 @@ class ConsoleWire:
         living = self.peers().nodes
         since = asyncio.get_running_loop().time() - FRESH_SECONDS
         return [node for node, heard in self._heard.items() if node in living or heard >= since]
+
+    def without_console(self) -> set[str]:
+        """Returns the other living nodes that have no console.
+
+        A living node of which this worker has heard nothing may also be starting, or may have just ended. So the worker asks such
+        nodes, and a later call returns those that have replied that they have no console.
+        """
+        peers, now = self.peers(), asyncio.get_running_loop().time()
+        living = set(peers.nodes)
+        if now >= self._asks_at and not peers.away and living.difference(self._heard, self.left, self._without):
+            self._asks_at = now + ASK_SECONDS
+            spawn(self._ask())
+        return self._without & living
+
+    async def _ask(self) -> None:
+        with suppress(Refused):
+            found = await self._node.controller.without_console()
+            if len(self._without) >= MAX_HEARD:
+                self._without.clear()
+            self._without.update(found)
 
     async def request(self, kind: str, data: bytes = b"", *, node: str = "", seconds: float = 0.5) -> Replies:
         """Sends a request to all workers, or to one node, and returns the replies that arrive within `seconds`.
@@ -261,9 +280,7 @@ class ConsoleWire:
             collecting.cancel()
             raise
         pending = await collecting
-        living = self.peers()
-        missing = sorted(one for one in pending.waits_for if one in living.nodes)
-        return Replies(own + sorted(pending.found.items()), missing, living.away)
+        return Replies(own + sorted(pending.found.items()), sorted(pending.waits_for), self.peers().away)
 
     def send(self, kind: str, data: bytes, node: str = "") -> int:
         """Sends a message to all workers, or to one node. Returns the number of workers to which the message is sent.
@@ -328,12 +345,10 @@ class ConsoleWire:
         if frame.origin == self._name or frame.origin in self.left:
             return
         if isinstance(frame, WireMessage) and frame.kind == FAREWELL:
-            self._heard.pop(frame.origin, None)
             if len(self.left) >= MAX_HEARD:
                 self.left.clear()
             self.left.add(frame.origin)
-            for waiting in self._pending.values():  # a reply after the farewell is ignored
-                waiting.leave(frame.origin)
+            self._forget(frame.origin)  # a reply after the farewell is ignored
             return
         self._heard[frame.origin] = asyncio.get_running_loop().time()
         if len(self._heard) > MAX_HEARD:
@@ -368,7 +383,7 @@ class ConsoleWire:
             self._serving -= 1
 
     def _greeted(self, _data: bytes) -> bytes:
-        return self._own_about
+        return self.nodes.own
 
 
 def _topic(node: str) -> str:

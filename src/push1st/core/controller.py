@@ -19,6 +19,8 @@ SESSIONS = b"sessions"
 """the request for the list of sessions on a channel"""
 CONNECTIONS = b"connections "
 """the beginning of a request for the number of an app's connections; the app's id follows"""
+WITHOUT_CONSOLE = b"without console"
+"""the request for the names of the nodes that have no console"""
 REACH = b"reach"
 """the beginning of a request for the number of connections that a message would reach; the encoded message follows"""
 
@@ -70,13 +72,15 @@ class Controller:
     `stamp`: a function that returns the id and the time of a new message.
     """
 
-    __slots__ = ("_broker", "_live", "_stamp", "_topics")
+    __slots__ = ("_broker", "_live", "_stamp", "_topics", "own_without_console")
 
     def __init__(self, live: Mapping[str, App], stamp: Callable[[], tuple[int, int]]) -> None:
         self._live = live
         self._stamp = stamp
         self._broker: Broker
         self._topics: dict[tuple[str, str], HandledTopic] = {}
+        self.own_without_console = b""
+        """the name of this worker's node if it has no console; b"" if it has one, or has not started it yet"""
 
     def open(self, broker: Broker) -> None:
         self._broker = broker
@@ -100,6 +104,11 @@ class Controller:
         replies = await self._broker.request("", ALL_WORKERS, CONNECTIONS + app.config.id.encode())
         return sum(map(int, filter(None, replies)))  # a worker of an older version replies with b""
 
+    async def without_console(self) -> list[str]:
+        """Returns the names of the nodes that reply in time that they have no console. Raises Refused(503)."""
+        replies = await self._broker.request("", ALL_WORKERS, WITHOUT_CONSOLE)
+        return [reply.decode() for reply in replies if reply]  # a worker of an older version replies with b""
+
     async def reach(self, app: App, channel: str, exclude: str, options: Options) -> int:
         """Returns the number of subscribers that a message with these options would reach, on all workers that reply in time."""
         message = Message(app.config.id, channel, "", b"", 0, 0, API, exclude, delivery=options.delivery, target=options.session)
@@ -112,6 +121,8 @@ class Controller:
         A request to all workers has the app "".
         """
         if not app:
+            if request == WITHOUT_CONSOLE:
+                return self.own_without_console
             if not request.startswith(CONNECTIONS):
                 return b""
             live = self._live.get(request.removeprefix(CONNECTIONS).decode())

@@ -92,9 +92,14 @@ class SessionState(msgspec.Struct, frozen=True):
 
 
 class Siblings(Protocol):
-    """The other workers of this machine. `number`: the number of this worker among all workers of the machine."""
+    """The other workers of this machine.
+
+    `number`: the number of this worker among all workers of the machine.
+    `server`: the random name of the supervisor of these workers.
+    """
 
     number: int
+    server: str
 
     async def metrics(self) -> Sequence[tuple[int, bytes]]:
         """Returns a pair for each worker that replies in time: the worker's number, and the result of `api.metrics.snapshot`."""

@@ -26,6 +26,7 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
     engine: the path of the embedded engine's socket; "" if the worker uses no embedded engine.
     nodes: the names of the living workers, as in `Workers`; empty if the worker uses no embedded engine.
     is_reload: whether the worker belongs to a reload.
+    server: the random name of the supervisor, which all of its workers share.
     """
 
     number: int
@@ -34,6 +35,7 @@ class StartWorker(msgspec.Struct, frozen=True, tag=True):
     engine: str
     nodes: list[str]
     is_reload: bool = False
+    server: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

@@ -10,6 +10,7 @@ A worker requests the counters of the other workers through the pool. The pool a
 import asyncio
 import contextlib
 import itertools
+import secrets
 import signal
 import socket
 import sys
@@ -152,6 +153,7 @@ class Pool:
         self._change_seconds = change_seconds
         self._workers: set[WorkerProcess] = set()
         self._ids = itertools.count()
+        self._server = secrets.token_hex(8)
         self._certificate: tuple[str, str] | None = None
         self._restarts = 0
         self.slots: list[Slot] = []
@@ -212,7 +214,7 @@ class Pool:
                     return True
                 config = slot.config
             sockets = self._sockets.for_slot(slot.sockets, config)
-            worker = await self._start(config, flat(sockets), is_reload)
+            worker = await self._start(config, flat(sockets), is_reload, ended)
             await asyncio.wait((worker.ready, worker.process.ended), timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if not worker.ready.done():
                 worker.process.send(signal.SIGKILL)
@@ -344,15 +346,19 @@ class Pool:
 
     # Worker processes
 
-    async def _start(self, config: Config, sockets: Sequence[BoundSocket], is_reload: bool) -> WorkerProcess:
+    async def _start(
+        self, config: Config, sockets: Sequence[BoundSocket], is_reload: bool, ended: WorkerProcess | None
+    ) -> WorkerProcess:
+        """Starts a worker. It gets the number of the worker that has ended before in its slot, else the least free number."""
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(one.socket.fileno() for one in sockets)]
             command = [sys.executable, *interpreter_options(), "-m", "push1st.process.worker", str(theirs.fileno())]
             process = self._processes.start(command, inherited)
         connection = await ControlConnection.on(ours)
-        taken = {worker.number for worker in self._workers}
-        number = next(number for number in itertools.count() if number not in taken)
+        taken = {worker.number for worker in self._workers if not worker.process.ended.done()}
+        first = [] if ended is None else [ended.number]
+        number = next(number for number in itertools.chain(first, itertools.count()) if number not in taken)
         worker = WorkerProcess(number, process, connection, config)
         self._workers.add(worker)
         order = StartWorker(
@@ -362,6 +368,7 @@ class Pool:
             str(self.engine.path) if self.engine and worker.on_engine else "",
             [one.node for one in self._on_engine()],
             is_reload,
+            self._server,
         )
         worker.connection.send(order)
         self._tasks.spawn(self._receive(worker))

@@ -187,6 +187,8 @@ class Server:
             own = self._reports(), servers, self._mqtt_clients
             self._console = Console(self.node, self.context, self.name, self._number, *own)
             await self._console.open()
+        else:
+            self.node.controller.own_without_console = self.name.encode()
         for bound in self._sockets:
             context = certificates.contexts.get(bound.role)
             await self._listen(bound, context if uses_tls(bound.role, bound.address) else None)

@@ -62,7 +62,7 @@ async def _work(end: socket.socket) -> int:
     config = unpack(order.config)
     logs.setup(config.log.format, config.log.level, sys.stderr, worker=order.number)
     raise_file_limit()
-    siblings = ControlSiblings(order.number, control)
+    siblings = ControlSiblings(order.number, order.server, control)
     sockets = [BoundSocket(role, address, socket.socket(fileno=fd)) for role, address, fd in order.sockets]
     server = Server(config, sockets, siblings, is_reload=order.is_reload)
     if order.engine:
@@ -150,8 +150,9 @@ def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
 class ControlSiblings:
     """The other workers. A worker requests counters of other workers through the supervisor (`core.node.Siblings`)."""
 
-    def __init__(self, number: int, control: ControlConnection) -> None:
+    def __init__(self, number: int, server: str, control: ControlConnection) -> None:
         self.number = number
+        self.server = server
         self._control = control
         self._ids = itertools.count()
         self._requests: dict[int, asyncio.Future[ControlReply]] = {}

@@ -173,6 +173,21 @@ async def test_a_slot_gets_a_worker_and_keeps_its_sockets_when_the_worker_is_rep
         assert numbers(slot) == before
 
 
+async def test_worker_that_replaces_an_ended_one_gets_its_number(tmp_path: Path) -> None:
+    async with machine(tmp_path) as made:
+        first, second = Slot(), Slot()
+        for slot in (first, second):
+            assert await made.pool.open(slot, made.config)
+        assert await made.pool.fill(second, made.config)
+        assert second.worker is not None
+        assert second.worker.number == 2, "after a reload, number 1 is free"
+        made.processes.all[-1].end(-signal.SIGKILL)
+        await until(lambda: len(made.processes.all) == 4 and bool(made.processes.all[-1].received))
+        starts = [one.received[0] for one in made.processes.all]
+        assert [start.number for start in starts if isinstance(start, StartWorker)] == [0, 1, 2, 2]
+        assert len({start.server for start in starts if isinstance(start, StartWorker)} - {""}) == 1
+
+
 async def test_a_worker_that_does_not_start_leaves_the_reason_and_the_old_worker(tmp_path: Path) -> None:
     async with machine(tmp_path) as made:
         slot = Slot()

@@ -46,8 +46,6 @@ class Recorder {
     this.points = new Map(KEYS.map((key) => [key, []]));
     /** @type {any} */
     this.last = null;
-    /** the workers without a console, in the last two answers: a worker that starts has none for a moment */
-    this.withoutConsole = 0;
     /** @type {Map<string, {rate?: number, cpu?: number, lag: Point[]}>} */
     this.workers = new Map();
     /** whether the points begin with the samples of the next answer that has samples */
@@ -61,7 +59,6 @@ class Recorder {
     // One curve never joins the figures of all workers with those of one, or those of one with those of another one.
     const before = last && answer.at - last.at <= 30 && scope(last) === scope(answer) ? last : null;
     this.last = answer;
-    this.withoutConsole = Math.min(answer.without_console ?? 0, before?.without_console ?? 0);
     if (!before) {
       this.workers.clear();
       for (const key of KEYS) this.points.set(key, []);
@@ -147,7 +144,7 @@ export function Overview() {
     if (answer.error) return fail(new Error(answer.error));
     if ("away" in answer) away.set(answer.away || "");
     const isNew = recorder.take(answer);
-    learnNames([...answer.nodes, ...(answer.about ?? [])]);
+    learnNames([...answer.nodes, ...(answer.silent ?? []), ...(answer.lost ?? [])]);
     fail(null);
     again((n) => n + 1);
     if (isNew && recorder.wantsSamples) live.again("overview"); // the same worker then sends its samples
@@ -170,7 +167,7 @@ export function Overview() {
   }, [isAway]);
   const data = recorder.last;
   const state = data?.away ? "unknown" : "no answer";
-  const silent = (data?.silent ?? []).map((/** @type {string} */ id) => ({ ...data.about.find((/** @type {any} */ one) => one.id === id), id, silent: state }));
+  const silent = (data?.silent ?? []).map((/** @type {any} */ one) => ({ ...one, silent: one.replaced ? "replaced" : state }));
   const only = data?.away ? ` of ${data.nodes.map(nodeName).join(", ")} only` : "";
   return html`<${Screen} title="Overview">
     ${error && html`<${Problem} error=${error} again=${() => call("GET", "overview").then(take, fail)} />`}
@@ -244,11 +241,14 @@ function statements(data) {
   const found = [];
   /** @param {"bad" | "warn"} kind @param {string} key @param {any} text */
   const say = (kind, key, text) => void found.push({ kind, key, text });
-  for (const name of data.missing ?? []) say("bad", `missing ${name}`, html`The worker <b><${Node} of=${name} /></b> has not answered.`);
-  for (const one of data.lost ?? []) {
-    say("bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`);
+  for (const one of (data.away ? [] : data.silent) ?? []) {
+    say("bad", `missing ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has not answered.${replaced(one)}`);
   }
-  if (recorder.withoutConsole) say("warn", "without console", html`${recorder.withoutConsole === 1 ? "One worker has" : `${whole(recorder.withoutConsole)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
+  for (const one of data.lost ?? []) {
+    const how = one.replaced ? `ended without a stop, so its clients had to reconnect.${replaced(one)}` : `has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`;
+    say(one.replaced ? "warn" : "bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> ${how}`);
+  }
+  if (data.without_console) say("warn", "without console", html`${data.without_console === 1 ? "One worker has" : `${whole(data.without_console)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
     // A figure that changes stands at the end of the last text, because it moves what follows.
@@ -282,6 +282,11 @@ function statements(data) {
   if (data.warnings) say("warn", "warnings", html`The configuration has ${count(data.warnings, "warning")}. <a href=${link("configuration")}>Configuration</a>`);
   found.sort((a, b) => Number(a.kind === "warn") - Number(b.kind === "warn"));
   return found;
+}
+
+/** @param {any} one */
+function replaced(one) {
+  return one.replaced ? ` A new worker has its place since ${clock(one.replaced)}.` : "";
 }
 
 /** Returns whether there are rates, which need two samples. */
