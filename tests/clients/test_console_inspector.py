@@ -152,6 +152,24 @@ def test_clients_of_all_other_protocols_are_shown(place: Place, port: int) -> No
         ends.until_kind("connected", protocol="pusher-xhr")
 
 
+def test_client_is_found_by_the_id_that_it_chose(place: Place, port: int) -> None:
+    server, operator = place
+    with watching(operator, socket="dev1") as device, watching(operator, socket="zz") as raw:
+        with paho_client(port, client_id="dev1") as client, paho_client(port, client_id="dev"), raw_socket(server, "news"):
+            client.subscribe("own")
+            client.publish("own", b"1")
+        with raw_socket(server, "news", query="session=zz"):
+            raw.until_kind("subscribed", channel="news")
+        raw.until_kind("disconnected")
+        device.until_kind("disconnected")
+        kinds = [event["what"] for event in device.events]
+        assert kinds == ["connected", "subscribed", "client-event", "disconnected"]
+        assert {event["client_id"] for event in device.events} == {"dev1"}
+        assert all(event["socket"].startswith("dev1.") for event in device.events)
+        assert [event["what"] for event in raw.events] == ["connected", "subscribed", "disconnected"]
+        assert not any("client_id" in event for event in raw.events)
+
+
 def test_event_of_the_api_is_shown_once_whatever_its_subscribers(place: Place) -> None:
     server, operator = place
     with pusher_socket(server) as one, pusher_socket(server) as two, watching(operator, channel="api-", data=True) as seen:

@@ -256,6 +256,7 @@ def test_dialogs(page: Site) -> None:
         ("terminate", "connections", {"app": "app-test", "protocol": "pusher"}, "tr:last-child .danger"),
         ("letter", "hooks", {"app": "app-test"}, "td .cell-button"),
         ("session", "mqtt", {"app": "app-test"}, "tr:last-child .plain-button"),
+        ("device", "connections", {"app": "app-test", "protocol": "mqtt"}, "tr:last-child .danger"),
         ("retained", "mqtt", {"app": "app-test", "view": "retained"}, "td .cell-button"),
         ("message", "channel", {"app": "app-test", "name": "news", "view": "history"}, "td .cell-button"),
         ("help", "overview", {}, ".foot .row button"),

@@ -14,6 +14,7 @@ import pytest
 from push1st.cli.arguments import parser
 from push1st.core.tap import MAX_RATE, TapKind
 from tests.support.console import PASSWORD, Operator, console
+from tests.support.paho import paho_client
 from tests.support.process import DEADLINE, PUSH1ST, ServerProcess, free_ports
 
 HASH = "scrypt$16384$8$1$81cQF1-WDiL2nPzVbPudaw$Xmpc-xGAy4gKNv_GGCB5qazxzJUq1hSZS_0m203dW2M"
@@ -21,8 +22,13 @@ Place = tuple[ServerProcess, Operator]
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with console() as found:
+def port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture(scope="module")
+def place(port: int) -> Iterator[Place]:
+    with console({"server": {"proto": ["pusher", "mqtt"], "mqtt": {"listen": f"tcp://127.0.0.1:{port}"}}}) as found:
         yield found
 
 
@@ -86,6 +92,16 @@ def test_events_are_printed_as_lines_until_the_count(place: Place) -> None:
         first, second = command.event(), command.event()
         assert (first["what"], first["channel"], first["data"]) == ("published", "news", "\u202e\x1b[2J")
         assert (second["channel"], second["data"]) == ("news-2", '{"a": 1}')
+        assert command.end() == 0
+
+
+def test_events_of_a_device_are_found_by_its_client_id(place: Place, port: int) -> None:
+    with watch(place[1].origin, "--count", "2", "--socket", "dev1") as command:
+        with paho_client(port, client_id="dev"), paho_client(port, client_id="dev1"):
+            connected = command.event()
+        ended = command.event()
+        assert (connected["what"], ended["what"]) == ("connected", "disconnected")
+        assert (connected["client_id"], ended["client_id"], ended["socket"]) == ("dev1", "dev1", connected["socket"])
         assert command.end() == 0
 
 

@@ -21,7 +21,7 @@ LIST = "/api/apps/app-test/connections"
 XHR = "/pusher/app/app-key/7/01234567/xhr_streaming"
 HOSTILE = '<img src=x onerror="alert(1)">'
 FIELDS = {
-    "id", "ip", "user_agent", "origin", "protocol", "since", "user", "channels", "channel_count", "behind", "worker",
+    "id", "client_id", "ip", "user_agent", "origin", "protocol", "since", "user", "channels", "channel_count", "behind", "worker",
 }  # fmt: skip
 
 
@@ -108,11 +108,12 @@ def test_connections_of_all_protocols_are_shown(place: Place) -> None:
         assert (row["id"], row["user"], row["channels"]) == (browser.socket_id, "u|1", ["news"])
         assert (row["user_agent"], row["origin"], row["behind"]) == (HOSTILE, "https://shop.example", 0)
         assert rows["websocket"]["id"].startswith("desk.")
+        assert {row["client_id"] for row in rows.values()} == {"", "device"}
         assert (rows["sse"]["user_agent"], rows["sse"]["channels"]) == ("events/1", ["news"])
         assert (rows["pusher-xhr"]["user_agent"], rows["pusher-xhr"]["channel_count"]) == ("xhr/1", 0)
         wait_until(lambda: place.all("protocol=mqtt")[0]["channel_count"] == 2, "both filters")
         device_row = place.all("protocol=mqtt")[0]
-        assert device_row["id"].startswith("device.")
+        assert (device_row["client_id"], device_row["id"].startswith("device.")) == ("device", True)
         assert (device_row["channels"][0], device_row["user_agent"]) == ("news", "")
         now = time.time()
         assert all(now - 60 < row["since"] <= now + 1 for row in rows.values())
@@ -144,6 +145,26 @@ def test_connections_are_filtered(place: Place) -> None:
         for query in ("protocol=x", "limit=101", "after=x", "behind=x", "after=gaFhoXg"):
             assert place.operator.get(f"{LIST}?{query}").status == 400, query
         assert place.operator.get("/api/apps/nobody/connections").status == 404
+
+
+def test_client_is_found_by_the_id_that_it_chose(place: Place) -> None:
+    with contextlib.ExitStack() as stack:
+        for client_id in ("dev1", "dev1.x", "dev", "1.2"):
+            stack.enter_context(mqtt_socket.connected(place.mqtt, 5, client_id))
+        for session in ("zz", "zz", "zz", "zz.a", "z"):
+            stack.enter_context(raw_socket(place.server, "news", query=f"session={session}"))
+        place.until(9)
+        for client_id in ("dev1", "dev1.x", "1.2"):
+            (row,) = place.all(f"id={client_id}")
+            assert row["client_id"] == client_id
+            assert [one["id"] for one in place.all(f"id={row['id']}")] == [row["id"]]
+        found = [row["id"] for row in place.all("id=zz", limit=1)]
+        assert len(found) == len(set(found)) == 3
+        assert all(id.startswith("zz.") and not id.startswith("zz.a.") for id in found)
+        assert place.all("id=dev1.") == place.all("id=de") == place.all("id=dev1&protocol=pusher") == []
+        (row,) = place.all("id=dev1")
+        assert place.terminate(row["id"])["found"] == 1
+        place.until(0, "id=dev1")
 
 
 def test_pages_have_all_connections(place: Place) -> None:

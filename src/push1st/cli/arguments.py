@@ -356,7 +356,9 @@ def _add_watch(commands: Any) -> None:
     watch.add_argument(
         "--what", type=lambda text: text.split(","), metavar="KINDS", help="only these kinds of events, with commas between"
     )
-    watch.add_argument("--socket", metavar="ID", help="only events of this connection")
+    watch.add_argument(
+        "--socket", metavar="ID", help="only events of this connection: its socket id, client id (MQTT) or session prefix"
+    )
     watch.add_argument("--user", metavar="ID", help="only events of this user")
     watch.add_argument("--ip", metavar="ADDRESS", help="only events of clients at this address")
     watch.add_argument("--data", action="store_true", help="also show the data of published events, at most 2 KB of each")

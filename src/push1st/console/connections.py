@@ -16,7 +16,7 @@ from push1st.brokers.listing import index_of, is_place, place_at
 from push1st.console.cursors import BEGIN, BEGUN, MAX_CURSOR, NO_CURSOR, cursor_of, joined_page, places_of, places_to_read
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.agents import ClientAgents
-from push1st.core.app import App
+from push1st.core.app import App, client_id_of, prefix_of, user_of
 from push1st.core.session import Session
 from push1st.errors import Refused
 
@@ -35,7 +35,10 @@ PROTOCOLS = ("pusher", "pusher-xhr", "websocket", "sse", "mqtt")
 
 
 class ConnectionFilter(msgspec.Struct, array_like=True):
-    """The sessions that a list shows; "" shows all. behind: only sessions with unsent output."""
+    """The sessions that a list shows; "" shows all. behind: only sessions with unsent output.
+
+    id: a socket id, the client id of an MQTT client, or a session prefix.
+    """
 
     id: str
     user: str
@@ -68,6 +71,7 @@ class ListedConnection(msgspec.Struct, array_like=True):
     channels: list[str]
     channel_count: int
     behind: int
+    client_id: str = ""
 
 
 class ConnectionPage(msgspec.Struct, array_like=True):
@@ -163,10 +167,11 @@ class ConnectionList:
             "" if agent is None else agent.origin,
             session.wire.name,
             self._node.clock.wall() / 1e9 - age,
-            "" if session.user is None else session.user.id,
+            user_of(session),
             list(islice(_channels(session), MAX_CHANNELS)),
             len(session.subscriptions) + len(session.filters or ()),
             outlet.unsent,
+            client_id_of(session),
         )
 
     def _end_own(self, data: bytes) -> bytes:
@@ -249,9 +254,14 @@ class ConnectionList:
 def _candidates(app: App, wanted: ConnectionFilter) -> Sequence[Session]:
     """Returns the sessions to examine for a filter, in the order in which they began or subscribed to its channel."""
     sessions = app.tenant.sessions
+    if wanted.id in sessions:
+        return [cast(Session, sessions[wanted.id])]
     if wanted.id:
-        found = sessions.get(wanted.id)
-        return [] if found is None else [cast(Session, found)]
+        found = [one for one in app.tenant.with_prefix(wanted.id) if prefix_of(one.id) == wanted.id]
+        if len(found) > 1:  # a multicast needs no order, but a cursor does
+            among = set(found)
+            found = [one for one in sessions.values() if one in among]
+        return cast(Sequence[Session], found)
     channel = app.tenant.channels.get(wanted.channel) if wanted.channel else None
     if channel is not None:
         return cast(Sequence[Session], list(chain(*[lane.writes for lane in channel.lanes])))

@@ -52,6 +52,21 @@ class Client(Subscriber, Protocol):
     def disconnect(self, code: int, reason: str) -> None: ...
 
 
+def prefix_of(id: str) -> str:
+    """Returns the part of a session's id that the client chose; "" if the client chose none."""
+    return id.rpartition(".")[0].rpartition(".")[0]
+
+
+def user_of(client: Client) -> str:
+    """Returns the id of the user as whom a client is signed in; "" for other clients."""
+    return "" if client.user is None else client.user.id
+
+
+def client_id_of(client: Client) -> str:
+    """Returns the client id of an MQTT client; "" for other clients."""
+    return client.prefix if client.wire.name.startswith("mqtt") else ""
+
+
 class Outlet(Protocol):
     """The object that sends a session's replies: the session's connection, or the owner of the session's outbox."""
 

@@ -339,10 +339,14 @@ class Tenant:
         if message.delivery == "unicast":
             one = self.sessions.get(target)
             return () if one is None else (one,)
-        *_, known = _parts(target)
+        return self.with_prefix(target)
+
+    def with_prefix(self, prefix: str) -> Collection[Subscriber]:
+        """Returns the sessions with a session prefix, and those whose prefix begins with it and a dot."""
+        *_, known = _parts(prefix)
         found = self.prefixes.get(known, ())
         sessions = found if isinstance(found, set | tuple) else (found,)
-        return sessions if known == target else [one for one in sessions if one.id.startswith(f"{target}.")]
+        return sessions if known == prefix else [one for one in sessions if one.id.startswith(f"{prefix}.")]
 
     def reach(self, message: Message) -> int:
         """Returns the number of this worker's subscribers that a message would reach."""

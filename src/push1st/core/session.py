@@ -17,7 +17,7 @@ from typing import Any
 from push1st import auth
 from push1st.core import decisions, resuming, rights
 from push1st.core.agents import ClientAgent
-from push1st.core.app import App, Outlet
+from push1st.core.app import App, Outlet, prefix_of
 from push1st.core.hub import Lane, LanesOf, Subscription, Wire, Write
 from push1st.core.node import Node, SessionState
 from push1st.core.outbox import AttachedConnection, Outbox
@@ -146,7 +146,7 @@ class Session:
     @property
     def prefix(self) -> str:
         """The part of the session's id that the client chose; "" if the client chose none."""
-        return self.id.rpartition(".")[0].rpartition(".")[0]
+        return prefix_of(self.id)
 
     @property
     def lanes(self) -> Collection[Lane]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import msgspec
 
 from push1st.clock import Clock
-from push1st.core.app import App, Client
+from push1st.core.app import App, Client, client_id_of, prefix_of, user_of
 from push1st.errors import Refused
 from push1st.hooks import Attempt, Decision
 from push1st.hooks.events import Question
@@ -75,6 +75,7 @@ class TapFilter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     what: the kinds of the events.
     channel: the beginning of the channel's name; with `*`, a pattern for the whole name.
+    socket: a socket id, the client id of an MQTT client, or a session prefix.
     data: whether the events contain the published data.
     """
 
@@ -95,6 +96,7 @@ class TapEvent(msgspec.Struct, omit_defaults=True, gc=False):
     worker: str
     app: str = ""
     socket: str = ""
+    client_id: str = ""
     channel: str = ""
     event: str = ""
     user: str = ""
@@ -180,9 +182,10 @@ class Watch:
             return False  # a rejection without a valid app may concern each app
         return self.has_channel is None or self.has_channel(channel) is not None
 
-    def wants_client(self, socket: str, user: str, ip: str) -> bool:
+    def wants_client(self, socket: str, user: str, ip: str, client_id: str = "") -> bool:
         filter = self.filter
-        return filter.socket in ("", socket) and filter.user in ("", user) and filter.ip in ("", ip)
+        has_id = not filter.socket or filter.socket in (socket, client_id, prefix_of(socket))
+        return has_id and filter.user in ("", user) and filter.ip in ("", ip)
 
     def take(self, what: TapKind) -> bool:
         """Returns whether the watch takes a further event; counts an event that it does not take."""
@@ -325,23 +328,22 @@ class Tap:
                 self.counts_only = all(map(_only_counts, self.watches))
 
     def _has_sender(self, watch: Watch, app: App, sender: str, user_id: str | None) -> bool:
-        if sender == API:
-            return watch.wants_client("", user_id or "", "")
         client = cast(Client | None, app.tenant.sessions.get(sender))
         if client is None:
-            return watch.wants_client(sender, user_id or "", "")
-        return watch.wants_client(sender, user_id or _user_of(client), client.ip)
+            return watch.wants_client("" if sender == API else sender, user_id or "", "")
+        return watch.wants_client(sender, user_id or user_of(client), client.ip)
 
     def _add_published(
         self, watch: Watch, app: App, channel: str, event: str, data: bytes, sender: str, user_id: str | None
     ) -> None:
-        one = TapEvent(self._clock.wall() / 1e9, "published", self._worker, app.config.id, "", channel, event, user_id or "")
+        one = TapEvent(self._clock.wall() / 1e9, "published", self._worker, app.config.id, "", "", channel, event, user_id or "")
         one.size = len(data)
         if sender != API:
             one.what, one.socket = "client-event", sender
             client = cast(Client | None, app.tenant.sessions.get(sender))
             if client is not None:
-                one.user, one.ip, one.protocol = user_id or _user_of(client), client.ip, client.wire.name
+                one.client_id, one.user = client_id_of(client), user_id or user_of(client)
+                one.ip, one.protocol = client.ip, client.wire.name
         if watch.filter.data:
             watch.size += _add_data(one, data)
         self._add(watch, one)
@@ -358,15 +360,15 @@ class Tap:
         if not id and "/apps/" in path:
             id = path.partition("/apps/")[2].partition("/")[0]
         app = self._used.get(id)
-        socket, ip, user, protocol = where.get("socket_id") or "", where.get("ip") or "", "", ""
+        socket, client_id, ip = [where.get(name) or "" for name in ("socket_id", "client_id", "ip")]
         client = None if app is None else cast(Client | None, app.tenant.sessions.get(socket))
-        if client is not None:
-            user, protocol = _user_of(client), client.wire.name
+        user, protocol = ("", "") if client is None else (user_of(client), client.wire.name)
+        client_id = client_id if client is None else client_id_of(client)
         id = "" if app is None else id
         channel = where.get("channel") or str(where.get("topic") or "").translate(_EXCHANGED)
         one: TapEvent | None = None
         for watch in self.watches:
-            if watch.wants(what, id, channel) and watch.wants_client(socket, user, ip) and watch.take(what):
+            if watch.wants(what, id, channel) and watch.wants_client(socket, user, ip, client_id) and watch.take(what):
                 if one is None:
                     answered = self._answered(protocol, event, int(code), reason[:MAX_REASON])
                     one = TapEvent(
@@ -374,7 +376,8 @@ class Tap:
                         what,
                         self._worker,
                         app=id,
-                        socket=mask(socket or where.get("client_id") or ""),
+                        socket=mask(socket),
+                        client_id=mask(client_id),
                         channel=mask(channel),
                         event=event,
                         user=mask(user),
@@ -418,11 +421,12 @@ class Tap:
         client = None if app is None else cast(Client | None, app.tenant.sessions.get(socket))
         channel, user = getattr(question, "channel", ""), getattr(question, "user_id", None) or decision.user_id or ""
         operation = str(question.__struct_config__.tag)
-        protocol = "" if client is None else client.wire.name
+        client_id, protocol = ("", "") if client is None else (client_id_of(client), client.wire.name)
         for watch in self.watches:
             is_wanted = watch.wants("asked", question.app, channel) and watch.wants_client(socket, user, question.ip)
             if is_wanted and watch.take("asked"):
-                one = TapEvent(self._clock.wall() / 1e9, "asked", self._worker, question.app, socket, channel, operation)
+                at = self._clock.wall() / 1e9
+                one = TapEvent(at, "asked", self._worker, question.app, socket, client_id, channel, operation)
                 one.user, one.ip, one.protocol, one.ms = user, question.ip, protocol, _milliseconds(seconds)
                 if refused is not None:
                     one.code, one.reason = refused.code, refused.text[:MAX_REASON]
@@ -432,13 +436,13 @@ class Tap:
 
     def _show(self, what: TapKind, app: str, channel: str, client: Client, user: str = "", **more: Any) -> None:
         """Shows an event of a client. more: further fields."""
-        user = user or _user_of(client)
+        user = user or user_of(client)
         one: TapEvent | None = None
         for watch in self.watches:
             if watch.wants(what, app, channel) and watch.wants_client(client.id, user, client.ip) and watch.take(what):
                 if one is None:
-                    at, protocol = self._clock.wall() / 1e9, client.wire.name
-                    one = TapEvent(at, what, self._worker, app, client.id, channel, "", user, client.ip, protocol, **more)
+                    at, id, protocol = self._clock.wall() / 1e9, client_id_of(client), client.wire.name
+                    one = TapEvent(at, what, self._worker, app, client.id, id, channel, "", user, client.ip, protocol, **more)
                 self._add(watch, one)
 
     def _add(self, watch: Watch, event: TapEvent) -> None:
@@ -467,10 +471,6 @@ def read_filter(given: object) -> TapFilter:
 def _only_counts(watch: Watch) -> bool:
     """Returns whether a watch only counts the published events that it wants, and selects them by app and kind alone."""
     return not (watch.wants_published or watch.wants_client_events) or (watch.has_any and watch.room <= 0)
-
-
-def _user_of(client: Client) -> str:
-    return "" if client.user is None else client.user.id
 
 
 def _shown(text: str, mask: Callable[[Any], Any]) -> str:

@@ -26,6 +26,8 @@ from push1st.hooks import Attempt, Decision
 from push1st.hooks.events import Connecting, Subscribing
 from push1st.logs import MASK
 from push1st.messages import API, Publish, SignedInUser, Subscribe, Unsubscribe
+from push1st.protocols.mqtt.packets import MQTT_5
+from push1st.protocols.mqtt.wire import wire_of
 from tests.support.loop import done
 from tests.support.node import APP, World, app_config
 
@@ -288,6 +290,18 @@ def test_each_filter_selects(tapped: Tapped) -> None:
         tapped.tap.connected(session.app, session)
         assert kinds(tapped.events()) == ["connected"] * (number < len(wanted)), filter
         tapped.tap.unwatch(str(number))
+
+
+@pytest.mark.parametrize(("wanted", "found"), [("dev1", 3), ("dev1.2", 0), ("dev", 0), ("1.2", 0)])
+def test_filter_finds_a_client_by_its_client_id(tapped: Tapped, wanted: str, found: int) -> None:
+    tapped.watch(socket=wanted)
+    session, _ = tapped.world.session(wire_of(MQTT_5), prefix="dev1")
+    tapped.tap.connected(session.app, session)
+    done(resolve(tapped.node.publish(session.app, "news", "e", b"1", tapped.node.stamp(), session.id)))
+    tapped.node.refusals.log("connection refused", 0x87, "wrong", app=APP, client_id="dev1")
+    events = tapped.events()
+    assert [event["client_id"] for event in events] == ["dev1"] * found
+    assert [event.get("socket", "") for event in events] == [session.id, session.id, ""][:found]
 
 
 def test_rejection_without_an_app_is_shown_for_each_app(tapped: Tapped) -> None:

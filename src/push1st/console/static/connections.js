@@ -54,7 +54,7 @@ export function Connections({ params }) {
           key: "id",
           label: "Socket or client id",
           size: "l",
-          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.id)} title=${plain(row.id)} onClick=${() => show(row)}><${Text} of=${row.id} /></button>`,
+          show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(nameOf(row))} title=${plain(nameOf(row))} onClick=${() => show(row)}><${Text} of=${nameOf(row)} /></button>`,
         },
         { key: "user", label: "User", show: (/** @type {any} */ row) => html`<${Name} of=${row.user} label="none" />` },
         { key: "ip", label: "Address", size: "m", show: (/** @type {any} */ row) => html`<${Name} of=${row.ip} />` },
@@ -66,7 +66,7 @@ export function Connections({ params }) {
           label: "Action",
           size: "act wide",
           show: (/** @type {any} */ row) =>
-            html`<button type="button" class="cell-button danger" aria-label=${`Terminate ${plain(row.id)}`} onClick=${() => end({ row, user: false })}>Terminate</button>`,
+            html`<button type="button" class="cell-button danger" aria-label=${`Terminate ${plain(nameOf(row))}`} onClick=${() => end({ row, user: false })}>Terminate</button>`,
         },
       ]}
     />
@@ -100,7 +100,7 @@ function Detail({ app, row, close, end }) {
     close=${close}
     actions=${html`${row.user && html`<button type="button" class="danger" onClick=${() => end(true)}>Terminate the user</button>`}
       <button type="button" class="danger" onClick=${() => end(false)}>Terminate</button>
-      <a class="button" href=${link("inspector", { app, socket: row.id })}>Inspect</a>
+      <a class="button" href=${link("inspector", { app, socket: nameOf(row) })}>Inspect</a>
       <button type="button" onClick=${close}>Close</button>`}
   >
     <${Facts}
@@ -129,7 +129,7 @@ function Terminate({ app, row, user, close, done }) {
       ? await call("POST", path(["apps", app, "users", row.user, "terminate"]))
       : await call("POST", path(["apps", app, "connections", row.id, "terminate"]), { reconnect });
     const workers = answer?.delivered ?? answer?.workers;
-    notice.set(`${user ? `The connections of ${row.user}` : row.id} will be closed.${typeof workers === "number" ? ` The request was delivered to ${count(workers, "worker")}.` : ""}`);
+    notice.set(`${user ? `The connections of ${row.user}` : nameOf(row)} will be closed.${typeof workers === "number" ? ` The request was delivered to ${count(workers, "worker")}.` : ""}`);
     setTimeout(done, 400);
   };
   if (user) {
@@ -150,6 +150,11 @@ function Terminate({ app, row, user, close, done }) {
   <//>`;
 }
 
+/** Returns the name by which an operator knows a connection. @param {any} row @returns {string} */
+function nameOf(row) {
+  return row.client_id || row.id;
+}
+
 /**
  * Returns the facts by which an operator recognizes a connection.
  * @param {any} row
@@ -157,7 +162,8 @@ function Terminate({ app, row, user, close, done }) {
  */
 function identity(row) {
   return [
-    [row.protocol.startsWith("mqtt") ? "Client id" : "Socket id", html`<${Name} of=${row.id} />`],
+    row.client_id && ["Client id", html`<${Name} of=${row.client_id} />`],
+    ["Socket id", html`<${Name} of=${row.id} />`],
     ["User", html`<${Name} of=${row.user} label="none" />`],
     ["Address", html`<${Name} of=${row.ip} />`],
     ["Protocol", protocolName(row.protocol)],

@@ -170,6 +170,8 @@ function Rows({ view, chosen, choose, put, follows, follow, idle }) {
     if (isAtEnd || isSame) follow(isAtEnd);
     else if (follows) element.scrollTop = scrollHeight; // the browser has scrolled, because the list has another size
   };
+  /** @param {string} key @param {string | undefined} text */
+  const filter = (key, text) => text && html`<button type="button" class="plain-button name" dir=${direction(text)} title=${`Filter by ${plain(text)}`} onClick=${() => put({ [key]: text })}><${Text} of=${text} /></button>`;
   const start = Math.max(0, Math.floor(top / row) - SPARE);
   const shown = view.rows.slice(start, start + Math.ceil(height / row) + 2 * SPARE);
   return html`<div class="log">
@@ -186,9 +188,9 @@ function Rows({ view, chosen, choose, put, follows, follow, idle }) {
           >
             <span class="time">${clock(one.at, true)}</span>
             <button type="button" class=${`what ${TONES[one.what] ?? ""}`} aria-pressed=${one === chosen} aria-label=${`${one.what} at ${clock(one.at)}: details`} onClick=${() => choose(one)}>${one.what}</button>
-            <span class="on">${one.channel && html`<button type="button" class="plain-button name" dir=${direction(one.channel)} title=${`Filter by ${plain(one.channel)}`} onClick=${() => put({ channel: one.channel })}><${Text} of=${one.channel} /></button>`}</span>
+            <span class="on">${filter("channel", one.channel)}</span>
             <span class="about">${summary(one)}</span>
-            <span class="by">${one.socket && html`<button type="button" class="plain-button name" dir=${direction(one.socket)} title=${`Filter by ${plain(one.socket)}`} onClick=${() => put({ socket: one.socket })}><${Text} of=${one.socket} /></button>`}</span>
+            <span class="by">${filter("socket", one.client_id || one.socket)}</span>
             <span class="number size">${one.size ? bytes(one.size) : ""}</span>
           </div>`,
         )}
@@ -242,7 +244,8 @@ const FIELDS = [
   ["reason", "Reason"],
   ["remedy", "What to do"],
   ["channel", "Channel"],
-  ["socket", "Socket or client id"],
+  ["client_id", "Client id"],
+  ["socket", "Socket id"],
   ["user", "User"],
   ["ip", "Address"],
   ["protocol", "Protocol"],
@@ -256,7 +259,7 @@ const FIELDS = [
   ["worker", "Worker"],
 ];
 /** @type {Record<string, string>} */
-const FILTERS = { channel: "channel", socket: "socket", user: "user", ip: "ip" };
+const FILTERS = { channel: "channel", client_id: "socket", socket: "socket", user: "user", ip: "ip" };
 
 /** Saves the rows as JSON lines. @param {any[]} rows */
 function save(rows) {

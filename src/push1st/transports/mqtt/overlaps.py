@@ -13,6 +13,7 @@ overlap no other filter of their client keep their wires, so their deliveries co
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from push1st.core.app import prefix_of
 from push1st.core.hub import Wire
 from push1st.core.session import Session
 from push1st.filters import has_wildcard, matches, overlap
@@ -31,7 +32,7 @@ def is_own(client: Session, id: str) -> bool:
     if id == client.id:
         return True
     prefix = client.prefix
-    return prefix != "" and id.startswith(prefix) and id.rpartition(".")[0].rpartition(".")[0] == prefix
+    return prefix != "" and id.startswith(prefix) and prefix_of(id) == prefix
 
 
 class MergedOptions(NamedTuple):
