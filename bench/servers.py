@@ -407,10 +407,12 @@ def peers(
 # ---- running ---------------------------------------------------------------------------------------------------------------
 
 
+_ports = iter(random.sample(range(20000, 32000), 12000))
+
+
 def free_port() -> int:
-    """Returns a free port, below the range that the kernel uses for outgoing connections."""
-    for _ in range(100):
-        port = random.randrange(20000, 32000)  # noqa: S311
+    """Returns a free port, below the range that the kernel uses for outgoing connections. No later call returns the same port."""
+    for port in _ports:
         with socket.socket() as trial:
             try:
                 trial.bind(("127.0.0.1", port))
