@@ -152,6 +152,80 @@ def test_events_that_wait_are_sent_when_the_endpoint_accepts_one_or_a_redrive_tr
         )
 
 
+def test_redrive_that_fails_again_makes_letters_with_the_original_time(receiver: Receiver) -> None:
+    """New events displace the redriven ones, which wait for an endpoint that still fails."""
+    with console(CONFIG, apps(receiver)) as (server, operator):
+        operator.sign_in()
+        lines = [
+            {
+                "at": 2000.0 + number,
+                "app": "app-test",
+                "endpoint": receiver.url + "?…",
+                "reason": "expired",
+                "events": [{"name": "channel_occupied", "channel": f"old{number}"}],
+                "time_ms": 1_000_000 + number,
+            }
+            for number in range(10)
+        ]
+        (server.folder / "hooks" / "dead-letters.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        receiver.act = lambda _: 500
+        assert redrive(operator, *(letter["id"] for letter in letters(operator)["letters"]))["queued"] == 10
+        receiver.until(1)
+
+        def again() -> list[dict[str, Any]]:
+            found = all_letters(operator, 200)
+            return [one for one in found if one["redrivable"] and one["events"][0]["channel"].startswith("old")]
+
+        for number in range(QUEUE // 2):
+            occupy(server, f"new{number}a", f"new{number}b")
+        wait_until(again, "redriven letters that failed again")
+        (first, *_) = again()
+        assert (first["reason"], first["error"]) == ("overflowed", "answered 500")
+        assert first["state"] == "channel_occupied"
+        assert first["time_ms"] == 1_000_000 + int(first["events"][0]["channel"].removeprefix("old"))
+        assert sum(one["redriven"] is not None for one in all_letters(operator, 200)) == 10
+
+        receiver.act = lambda _: 200
+        chosen = [letter["id"] for letter in again()]
+        assert redrive(operator, *chosen)["queued"] == len(chosen)
+        wait_until(lambda: {f"old{number}" for number in range(10)} <= {*channels(receiver)}, "all redriven events")
+        assert redrive(operator, *chosen)["refusals"] == {"already redriven": len(chosen)}
+        wait_until(lambda: operator.get("/api/apps/app-test/hooks").json["hooks"][0]["queued"] == 0, "an empty queue")
+        assert len(channels(receiver)) == len(set(channels(receiver)))
+        old = {got.events[0]["channel"]: got.json["time_ms"] for got in receiver.accepted if got.json["time_ms"] < 2_000_000}
+        assert old == {f"old{number}": 1_000_000 + number for number in range(10)}
+
+
+def test_backend_that_compares_time_ms_keeps_the_newest_state(receiver: Receiver) -> None:
+    """The queue drops `channel_occupied`; its redrive arrives after `channel_vacated`."""
+    hook = {"url": receiver.url, "events": ["channel_occupied", "channel_vacated"], "concurrency": 1}
+    config = merged(CONFIG, {"hooks": {"events": 2}})
+    with console(config, {"app-test": merged(APP, {"webhooks": [hook]})}) as (server, operator):
+        operator.sign_in()
+        receiver.act = lambda _: "stall"
+        with pusher_socket(server) as stays:
+            stays.subscribe("one")
+            stays.subscribe("two")
+            with pusher_socket(server) as goes:
+                goes.subscribe("orders")
+                wait_until(lambda: letters(operator)["letters"], "a dead letter")
+                receiver.act = lambda _: 200
+                receiver._end.set()
+                wait_until(lambda: channels(receiver) == ["one", "two"], "the events that waited")
+            wait_until(lambda: channels(receiver).count("orders") == 1, "the event of the vacated channel")
+        (letter,) = letters(operator)["letters"]
+        assert redrive(operator, letter["id"])["queued"] == 1
+        wait_until(lambda: channels(receiver).count("orders") == 2, "the redriven event")
+        known: dict[str, tuple[int, str]] = {}
+        for got in list(receiver.accepted):
+            for event in got.events:
+                if got.json["time_ms"] >= known.get(event["channel"], (0, ""))[0]:
+                    known[event["channel"]] = got.json["time_ms"], event["name"]
+        assert known["orders"][1] == "channel_vacated"
+        last = receiver.accepted[-1]
+        assert (last.events[0]["name"], last.json["time_ms"]) == ("channel_occupied", letter["time_ms"])
+
+
 def test_removed_endpoint_is_shown_while_its_events_wait(receiver: Receiver) -> None:
     with console(CONFIG, apps(receiver)) as (server, operator):
         operator.sign_in()

@@ -19,6 +19,7 @@ from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoi
 from push1st.console.wire import Replies
 from push1st.errors import Refused
 from push1st.hooks import HookDetails, Redrive
+from push1st.hooks.formats import STATES
 from push1st.hooks.letters import Letter, LetterPage
 
 MAX_LIMIT = 200
@@ -303,13 +304,15 @@ def _merged(lists: Sequence[Sequence[HookDetails]]) -> list[dict[str, object]]:
 def _shown(folder: _Folder, letter: Letter) -> dict[str, object]:
     dead = letter.dead
     events = [bytes(event) for event in dead.events]
-    names = []
-    for event in events[:MAX_EVENTS]:
+    names, state = [], ""
+    for event in events:
         try:
             found = _event(event)
         except msgspec.DecodeError:  # somebody has changed the file
             found = EventNames()
-        names.append({"name": found.name or found.event, "channel": found.channel, "user": found.user_id, "bytes": len(event)})
+        name = found.name or found.event
+        names.append({"name": name, "channel": found.channel, "user": found.user_id, "bytes": len(event)})
+        state = state or (name if name in STATES else "")
     why_not = "already redriven" if letter.redriven is not None else "" if letter.hook else "endpoint gone"
     return {
         "id": f"{folder.word}.{letter.id}",
@@ -320,8 +323,10 @@ def _shown(folder: _Folder, letter: Letter) -> dict[str, object]:
         "hook": letter.hook,
         "reason": dead.reason,
         "error": dead.error,
+        "time_ms": dead.original_ms,
         "event": names[0]["name"] if names else "",
-        "events": names,
+        "events": names[:MAX_EVENTS],
+        "state": state,
         "event_count": len(events),
         "bytes": sum(map(len, events)),
         **shown_data(b"\n".join(events), MAX_DATA),

@@ -192,14 +192,14 @@ class HookDispatcher:
                     report(msgspec.structs.replace(line.held, phase="held"))
                 elif endpoint is None:
                     gone += 1
-                    self._give_up(line.app, line.endpoint, line.events, line.endpoint)
+                    self._give_up(line.app, line.endpoint, line.events, line.endpoint, line.time_ms)
                 elif line.id:
-                    delivery = Delivery(line.channels, [bytes(event) for event in line.events])
+                    delivery = Delivery(line.channels, [bytes(event) for event in line.events], time_ms=line.time_ms)
                     delivery.id, delivery.body = line.id, line.body.encode()
                     endpoint.queue.restore(delivery, self.clock.monotonic())
                     endpoint.wake()
                 else:
-                    endpoint.put(line.channels[0], bytes(line.events[0]), line.source)
+                    endpoint.put(line.channels[0], bytes(line.events[0]), line.source, line.time_ms)
         finally:
             if count:
                 log.info("saved hook events are loaded", lines=count, endpoints_gone=gone)
@@ -251,10 +251,11 @@ class HookDispatcher:
             self.events["unburied"] += unwritten
         return unwritten
 
-    def _give_up(self, app: str, endpoint: str, events: tuple[msgspec.Raw, ...], hook: str) -> None:
+    def _give_up(self, app: str, endpoint: str, events: tuple[msgspec.Raw, ...], hook: str, time_ms: int) -> None:
         """Counts events of an endpoint that was removed, and writes a dead letter."""
         self.events["endpoint-gone"] += len(events)
-        self.add_dead_letter(Dead(self.clock.wall() / 1_000_000_000, app, endpoint, "endpoint-gone", events, hook))
+        at = self.clock.wall() / 1_000_000_000
+        self.add_dead_letter(Dead(at, app, endpoint, "endpoint-gone", events, hook, time_ms=time_ms or int(at * 1000)))
 
     def _of(self, app: str) -> Sequence[HookEndpoint]:
         return self._endpoints.get(app, ())
@@ -349,13 +350,16 @@ class HookDispatcher:
             await asyncio.sleep(self._timings.retry)
 
     def _rest(self, endpoints: Iterable[HookEndpoint], held: Iterable[HookEvent]) -> Iterator[Saved]:
+        # An event without an attempt gets the time of the stop, because another worker may send newer events before it.
+        now_ms = self.clock.wall() // 1_000_000
         for one in endpoints:
             name, app = one.hook, one.wanted.target.app
             for delivery in one.queue.tried():
                 events = tuple(map(msgspec.Raw, delivery.events))
-                yield Saved(name, delivery.channels, events, delivery.id, delivery.body.decode(), app=app)
-            for channel, event, source in one.queue.untried():
-                yield Saved(name, (channel,), (msgspec.Raw(event),), source=source, app=app)
+                body, time_ms = delivery.body.decode(), delivery.time_ms
+                yield Saved(name, delivery.channels, events, delivery.id, body, app=app, time_ms=time_ms)
+            for channel, event, source, time_ms in one.queue.untried():
+                yield Saved(name, (channel,), (msgspec.Raw(event),), source=source, app=app, time_ms=time_ms or now_ms)
         for hook_event in held:
             yield Saved(held=hook_event)
 

@@ -7,7 +7,9 @@ of lost events and of dead letters at most once in `LOG_SECONDS`.
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Protocol
 
 import msgspec
@@ -89,17 +91,18 @@ class HookEndpoint:
     def wants(self, hook_event: HookEvent) -> bool:
         return hook_event.kind in self.wanted.kinds and bool(self.wanted.filter(hook_event.channel))
 
-    def put(self, channel: str, event: bytes, source: str = "") -> None:
+    def put(self, channel: str, event: bytes, source: str = "", time_ms: int = 0) -> None:
         """Queues an event. If the queue is full, the queue drops other events or the new event. A dropped event is lost.
 
         source: the connection that caused the event; "" if no connection caused it.
+        time_ms: the time of an earlier delivery of the event, in milliseconds since 1970; 0 for a new event.
         """
-        is_queued = self.queue.put(channel, event, source, self._context.clock.monotonic())
+        is_queued = self.queue.put(channel, event, source, self._context.clock.monotonic(), time_ms)
         if self.queue.dropped:
             lost, self.queue.dropped = self.queue.dropped, []
-            self._lose("overflowed", lost)
+            self._lose_all("overflowed", lost)
         if not is_queued:
-            self._lose("overflowed", [event])
+            self._lose("overflowed", [event], time_ms)
             return
         self._context.events["queued"] += 1
         self.wake()
@@ -133,7 +136,8 @@ class HookEndpoint:
         while (delivery := self.queue.next(now)) is not None:
             if not delivery.id:  # every attempt sends the same id and body, even after a restart of the server
                 delivery.id = f"{self._context.random(128):032x}"
-                delivery.body = body(self.wanted.format, delivery.events, self._context.clock.wall())
+                delivery.time_ms = delivery.time_ms or self._context.clock.wall() // 1_000_000
+                delivery.body = body(self.wanted.format, delivery.events, delivery.time_ms)
             task = loop.create_task(self._deliver(delivery))
             self._tasks[task] = delivery
             task.add_done_callback(self._finished)
@@ -189,19 +193,28 @@ class HookEndpoint:
             log.warning("hook endpoint accepts no events", app=app, endpoint=self.name, reason=text, delivery=delivery.id)
         jitter = 1 - JITTER * context.random(16) / 65536
         if not self.queue.failed(delivery, context.clock.monotonic(), jitter):
-            self._lose("expired", delivery.events)
+            self._lose("expired", delivery.events, delivery.time_ms)
 
-    def _lose(self, reason: str, events: Sequence[bytes]) -> None:
-        """Counts and logs events that the server gives up, and writes dead letters with these events."""
+    def _lose_all(self, reason: str, events: Iterable[tuple[bytes, int]]) -> None:
+        """Gives up events, each with its `time_ms`."""
+        for time_ms, group in groupby(events, key=itemgetter(1)):
+            self._lose(reason, [event for event, _ in group], time_ms)
+
+    def _lose(self, reason: str, events: Sequence[bytes], time_ms: int) -> None:
+        """Counts and logs events that the server gives up, and writes dead letters with these events.
+
+        time_ms: the time of their delivery; 0 if there was none.
+        """
         context = self._context
         context.events[reason] += len(events)
         self._failed += len(events)
         error = (self._last_error or "") if self.queue.failing else ""
         at, app, raw = context.clock.wall() / 1_000_000_000, self.wanted.target.app, tuple(map(msgspec.Raw, events))
-        unwritten = context.add_dead_letter(Dead(at, app, self.name, reason, raw, self.hook, error))
+        dead = Dead(at, app, self.name, reason, raw, self.hook, error, time_ms or int(at * 1000))
+        unwritten = context.add_dead_letter(dead)
         self._lost[reason, True] += len(events) - unwritten
         self._lost[reason, False] += unwritten
-        if self._log_at is None:
+        if self._log_at is None and not self._stopped:
             self._log_lost()
 
     def _log_lost(self) -> None:
@@ -278,7 +291,7 @@ class HookEndpoint:
 
     def give_up(self) -> None:
         """Counts the queued events as lost. A stopping server calls this method if it cannot save the events."""
-        left = [event for one in self.queue.tried() for event in one.events]
-        left += (event for _, event, _ in self.queue.untried())
-        if left:
-            self._lose("stopped", left)
+        for delivery in self.queue.tried():
+            self._lose("stopped", delivery.events, delivery.time_ms)
+        self._lose_all("stopped", ((event, time_ms) for _, event, _, time_ms in self.queue.untried()))
+        self._log_lost()

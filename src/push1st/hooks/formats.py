@@ -39,6 +39,10 @@ OPPOSITES: dict[HookEventKind, HookEventKind] = {
     "member-added": "member-removed",
     "member-removed": "member-added",
 }
+STATES = frozenset(
+    name for names in EVENTS.values() for kind, name in names.items() if kind in {*OPPOSITES, "joined", "left", "counted"}
+)
+"""the names of events that report a state, which later events change"""
 CONCURRENCY = 10
 """the default number of simultaneous deliveries to an HTTP endpoint"""
 
@@ -160,9 +164,9 @@ def pusher_event(hook_event: HookEvent) -> bytes:
     return text + b"}"
 
 
-def pusher_body(events: Sequence[bytes], at: int) -> bytes:
-    """Returns a body with several events. `at` is the wall-clock time in nanoseconds."""
-    return b'{"time_ms":%d,"events":[%b]}' % (at // 1_000_000, b",".join(events))
+def pusher_body(events: Sequence[bytes], time_ms: int) -> bytes:
+    """Returns a body with several events. `time_ms` is the wall-clock time in milliseconds."""
+    return b'{"time_ms":%d,"events":[%b]}' % (time_ms, b",".join(events))
 
 
 # Push1st's format
@@ -202,5 +206,5 @@ def _message(hook_event: HookEvent) -> bytes:
 ENCODERS: dict[Format, Callable[[HookEvent], bytes]] = {"pusher": pusher_event, "push1st": push1st_event}
 
 
-def body(format: Format, events: Sequence[bytes], at: int) -> bytes:
-    return pusher_body(events, at) if format == "pusher" else events[0]
+def body(format: Format, events: Sequence[bytes], time_ms: int) -> bytes:
+    return pusher_body(events, time_ms) if format == "pusher" else events[0]

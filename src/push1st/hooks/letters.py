@@ -2,6 +2,9 @@
 
 import msgspec
 
+MAX_AT = 1e11
+"""the greatest time in a letter, in seconds: somebody may have changed the file"""
+
 
 class Dead(msgspec.Struct, frozen=True):
     """A dead letter.
@@ -11,6 +14,8 @@ class Dead(msgspec.Struct, frozen=True):
     reason: why the server gave up the events, as in the metric `push1st_hook_events_total`.
     hook: the fingerprint of the endpoint; "" in a letter of an earlier version.
     error: why the endpoint did not accept the events, or other events; "" if no attempt failed.
+    time_ms: when the server first tried to deliver the events, or else when it dropped them, in milliseconds since 1970.
+    A redrive does not change this time. It is 0 in a letter of an earlier version.
     """
 
     at: float
@@ -20,6 +25,12 @@ class Dead(msgspec.Struct, frozen=True):
     events: tuple[msgspec.Raw, ...]
     hook: str = ""
     error: str = ""
+    time_ms: int = 0
+
+    @property
+    def original_ms(self) -> int:
+        """The time of the events; for a letter of an earlier version, when the server gave the events up."""
+        return self.time_ms or int(max(0.0, min(self.at, MAX_AT)) * 1000)
 
 
 class Letter(msgspec.Struct, frozen=True):

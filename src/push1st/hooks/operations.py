@@ -4,7 +4,7 @@ Redriven letters are marked in the file first, and then wait in memory. Their ev
 and only while a queue is less than half full, so that new events find a place. A redrive is also an attempt: the server retries
 the events that wait without waiting for their time. If the process is killed, the letters in memory
 are lost: they stay marked, so no process delivers them twice. A stopping process adds all of them to the queues immediately, and
-saves them.
+saves them. Redriven events keep the `time_ms` of their first delivery, so a backend can recognise an old state.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Operations:
 
     store: the folder; None without a folder.
     endpoints, removed: functions that return the endpoints of an app, and those that its configuration does not have any more.
-    give_up: a function that writes a dead letter, because its endpoint was removed: app, endpoint, events and fingerprint.
+    give_up: a function that writes a dead letter, because its endpoint was removed: app, endpoint, events,
+    fingerprint and time.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Operations:
         store: Store | None,
         endpoints: Callable[[str], Sequence[HookEndpoint]],
         removed: Callable[[str], Sequence[HookEndpoint]],
-        give_up: Callable[[str, str, tuple[msgspec.Raw, ...], str], None],
+        give_up: Callable[[str, str, tuple[msgspec.Raw, ...], str, int], None],
     ) -> None:
         self._store = store
         self._endpoints = endpoints
@@ -134,11 +135,12 @@ class Operations:
     def _queue(self, app: str, endpoint: HookEndpoint | None, letter: Letter) -> None:
         self._count -= 1
         self._bytes -= _size(letter)
+        dead = letter.dead
         if endpoint is None:  # removed a moment ago
-            self._give_up(app, letter.dead.endpoint, letter.dead.events, letter.hook)
+            self._give_up(app, dead.endpoint, dead.events, letter.hook, dead.original_ms)
             return
-        for event in map(bytes, letter.dead.events):
-            endpoint.put(_channel(event), event, SOURCE)
+        for event in map(bytes, dead.events):
+            endpoint.put(_channel(event), event, SOURCE, dead.original_ms)
 
     async def close(self) -> None:
         """Adds all letters to the queues, because the process stops."""

@@ -63,14 +63,16 @@ class QueuedEvent:
     event: the event as JSON text; b"" if the queue has dropped the event.
     source: the source of the event; None if no connection caused the event.
     at: when the event was queued, in seconds.
+    time_ms: the time of an earlier delivery of the event, or when an earlier process saved it; 0 for a new event.
     """
 
-    __slots__ = ("at", "event", "source")
+    __slots__ = ("at", "event", "source", "time_ms")
 
-    def __init__(self, event: bytes, source: Source | None, at: float) -> None:
+    def __init__(self, event: bytes, source: Source | None, at: float, time_ms: int) -> None:
         self.event = event
         self.source = source
         self.at = at
+        self.time_ms = time_ms
 
 
 class Delivery:
@@ -78,16 +80,31 @@ class Delivery:
 
     events: the events as JSON texts.
     id, body: the id and the body of the delivery, which are set at the first attempt.
+    time_ms: the time in the body, in milliseconds since 1970; 0 before the first attempt. A redriven event keeps its time.
     first: the time of the first attempt, in seconds.
     queued: when the oldest event was queued, in seconds.
     rejected: the number of failed attempts that began while the endpoint accepted deliveries.
     in_outage: whether the endpoint failed when the last attempt began.
     """
 
-    __slots__ = ("attempts", "body", "channels", "count", "events", "first", "id", "in_outage", "queued", "rejected", "size")
+    __slots__ = (
+        "attempts",
+        "body",
+        "channels",
+        "count",
+        "events",
+        "first",
+        "id",
+        "in_outage",
+        "queued",
+        "rejected",
+        "size",
+        "time_ms",
+    )
 
-    def __init__(self, channels: tuple[str, ...], events: list[bytes], queued: float = 0.0) -> None:
+    def __init__(self, channels: tuple[str, ...], events: list[bytes], queued: float = 0.0, time_ms: int = 0) -> None:
         self.queued = queued
+        self.time_ms = time_ms
         self.channels = channels
         self.events = events
         self.count = len(events)
@@ -162,8 +179,8 @@ class Queue:
         """sources whose part exceeds `LARGE_PART`: at most 2 / `LARGE_PART` sources, because the sum of all parts is at most 2"""
         self._gaps = 0
         """the number of entries in `_waiting` whose event the queue has dropped"""
-        self.dropped: list[bytes] = []
-        """events that the queue dropped in a call of `put`; the caller of `put` empties this list"""
+        self.dropped: list[tuple[bytes, int]] = []
+        """events that the queue dropped in a call of `put`, each with its `time_ms`; the caller of `put` empties this list"""
         self._ready: deque[str] = deque()
         """channels that have waiting events and that no delivery blocks"""
         self._busy: set[str] = set()
@@ -207,18 +224,19 @@ class Queue:
         """When the next failed delivery is retried, in seconds; None if none waits."""
         return self.retries.when(self.failing)
 
-    def put(self, channel: str, event: bytes, source: str = "", now: float = 0.0) -> bool:
+    def put(self, channel: str, event: bytes, source: str = "", now: float = 0.0, time_ms: int = 0) -> bool:
         """Queues an event; returns whether the event is queued. To make room, the queue may drop other events (see `dropped`).
 
         source: the connection that caused the event; "" if no connection caused it.
         now: the time in seconds.
+        time_ms: see `QueuedEvent`.
         """
         size = len(event) + OVERHEAD
         if not self._fits(size) and not self._make_room(size, source):
             return False
         self.events += 1
         self.bytes += size
-        entry = QueuedEvent(event, self._add_to_source(source, size) if source else None, now)
+        entry = QueuedEvent(event, self._add_to_source(source, size) if source else None, now, time_ms)
         if entry.source is not None:
             entry.source.waiting[entry] = None
         waiting = self._waiting.get(channel)
@@ -272,7 +290,7 @@ class Queue:
                 return False
             entry = next(reversed(largest.waiting))
             self._remove_from_source(entry)
-            self.dropped.append(entry.event)
+            self.dropped.append((entry.event, entry.time_ms))
             self.events -= 1
             self.bytes -= len(entry.event) + OVERHEAD
             entry.event = b""
@@ -311,7 +329,7 @@ class Queue:
         return self.failing and (2 * self._tried_events >= self._max_events or 2 * self._tried_bytes >= self._max_bytes)
 
     def _begin(self, now: float) -> Delivery | None:
-        """Makes a delivery of the next events; returns None if no new delivery may begin."""
+        """Makes a delivery of the next events, with the same `time_ms`; returns None if no new delivery may begin."""
         if not self._ready or self._is_half_full():
             return None
         if self._is_throttled():
@@ -320,22 +338,25 @@ class Queue:
             self._next_at = now + THROTTLE_SECONDS
         events: list[bytes] = []
         channels = []
-        size = 0
+        size = time_ms = 0
         queued: list[float] = []
         while self._ready and len(events) < self._batch:
             channel = self._ready[0]
             waiting = self._waiting[channel]
             self._skip_gaps(waiting)
-            if events and waiting and size + len(waiting[0].event) > MAX_BODY:
+            if events and waiting and (waiting[0].time_ms != time_ms or size + len(waiting[0].event) > MAX_BODY):
                 break
             self._ready.popleft()
             if waiting:
                 channels.append(channel)
                 self._busy.add(channel)
-            while waiting and len(events) < self._batch and (not events or size + len(waiting[0].event) <= MAX_BODY):
+            while waiting and len(events) < self._batch:
+                if events and (waiting[0].time_ms != time_ms or size + len(waiting[0].event) > MAX_BODY):
+                    break
                 entry = waiting.popleft()
                 self._remove_from_source(entry)
                 size += len(entry.event)
+                time_ms = entry.time_ms
                 events.append(entry.event)
                 queued.append(entry.at)
                 self._skip_gaps(waiting)
@@ -344,7 +365,7 @@ class Queue:
             del self._waiting[channel]
         if not events:  # the queue has dropped all waiting events
             return None
-        delivery = Delivery(tuple(channels), events, min(queued))
+        delivery = Delivery(tuple(channels), events, min(queued), time_ms)
         delivery.first = now
         self._tried_events += delivery.count
         self._tried_bytes += delivery.size
@@ -404,12 +425,12 @@ class Queue:
         yield from sorted(chain(self._current, self.retries))
         yield from self._restored
 
-    def untried(self) -> Iterator[tuple[str, bytes, str]]:
-        """Yields arguments for `put`: channel, event and source of each waiting event; each channel's events are in order."""
+    def untried(self) -> Iterator[tuple[str, bytes, str, int]]:
+        """Yields the channel, event, source and `time_ms` of each waiting event; the events of each channel are in order."""
         for channel, waiting in self._waiting.items():
             for entry in waiting:
                 if entry.event:
-                    yield channel, entry.event, "" if entry.source is None else entry.source.name
+                    yield channel, entry.event, "" if entry.source is None else entry.source.name, entry.time_ms
 
     def restore(self, delivery: Delivery, now: float) -> None:
         """Adds a delivery of an earlier process. A restored delivery precedes the waiting events of its channels."""

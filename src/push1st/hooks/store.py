@@ -49,6 +49,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     held: a leaving edge that the process held (see `debounce`).
     source: the source of an event (see `queue`).
     app: the id of the app of the endpoint.
+    time_ms: the `time_ms` of the delivery or event (see `queue`).
     Raises ValueError if the line contains neither a delivery nor an event nor an edge.
     """
 
@@ -60,6 +61,7 @@ class Saved(msgspec.Struct, frozen=True, omit_defaults=True):
     held: HookEvent | None = None
     source: str = ""
     app: str = ""
+    time_ms: int = 0
 
     def __post_init__(self) -> None:
         if self.held is None and not (self.endpoint and self.channels and self.events):

@@ -149,6 +149,27 @@ async def test_request_in_progress_at_a_stop_is_cancelled_and_sent_again_with_it
     await two.board.close(0)
 
 
+async def test_saved_events_have_the_time_of_their_first_attempt_or_of_the_stop(tmp_path: Path):
+    config = HooksConfig(folder=str(tmp_path))
+    one = Board(A, config=config)
+    one.hang()
+    one.on_event("occupied")
+    await turns(10)
+    first = one.clock.wall() // 1_000_000
+    one.clock.advance(2)
+    one.on_event("cache-missed")
+    await one.board.close(0)
+    two = Board(A, config=config)
+    two.clock.advance(50)
+    two.board.open(two.board.on_event)
+    two.on_event("client-event")
+    await turns(20)
+    assert two.at["http://a/"].names == ["channel_occupied", "cache_miss", "client_event"]
+    times = [json.loads(body)["time_ms"] - first for _, body in two.at["http://a/"].told]
+    assert times == [0, 2000, 50_000]
+    await two.board.close(0)
+
+
 async def test_a_batch_that_was_about_to_be_sent_at_a_stop_is_kept_whole(tmp_path: Path):
     config = HooksConfig(folder=str(tmp_path))
     batched = Webhook(url="http://a/", batch=10)

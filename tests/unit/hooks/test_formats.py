@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from push1st.config.model import Hook, Webhook
 from push1st.hooks import shown
-from push1st.hooks.formats import kinds, matcher, push1st_event, pusher_body, pusher_event, set_edges, wanted
+from push1st.hooks.formats import STATES, kinds, matcher, push1st_event, pusher_body, pusher_event, set_edges, wanted
 from push1st.messages import HookEvent
 from tests.support.node import APP, SECRET, app_config
 
@@ -47,11 +47,15 @@ def test_an_event_of_pusher(hook_event, event):
     assert pusher_event(hook_event) == event
 
 
+def test_events_that_report_a_state_are_all_but_published_events_and_misses():
+    assert {
+        *("channel_occupied", "channel_vacated", "member_added", "member_removed", "subscription_count"),
+        *("register", "unregister", "join", "leave"),
+    } == STATES
+
+
 def test_a_body_of_pusher_has_milliseconds_and_events():
-    assert (
-        pusher_body([b'{"a":1}', b'{"b":2}'], 1_327_078_148_132_999_999)
-        == b'{"time_ms":1327078148132,"events":[{"a":1},{"b":2}]}'
-    )
+    assert pusher_body([b'{"a":1}', b'{"b":2}'], 1_327_078_148_132) == b'{"time_ms":1327078148132,"events":[{"a":1},{"b":2}]}'
 
 
 @pytest.mark.parametrize(

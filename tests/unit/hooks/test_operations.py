@@ -28,7 +28,7 @@ async def with_letters(folder: Path, *channels: str, url: str = "http://a/") -> 
     one = board(folder, A, B)
     endpoint = next(each for each in one.board._of(APP) if each.wanted.target.url == url)
     for channel in channels:
-        endpoint._lose("expired", [json.dumps({"name": "channel_occupied", "channel": channel}).encode()])
+        endpoint._lose("expired", [json.dumps({"name": "channel_occupied", "channel": channel}).encode()], 0)
     await one.board.close(0)
 
 
@@ -137,6 +137,68 @@ async def test_letters_that_fail_again_become_new_letters(tmp_path: Path) -> Non
     letters = (await page(one)).letters
     assert [(letter.id == id, letter.redriven is None) for letter in letters] == [(False, True), (True, False)]
     await one.board.close(0)
+
+
+def times(one: Board) -> list[int]:
+    return [json.loads(body)["time_ms"] for _, body in one.at[A.url].told]
+
+
+async def test_redriven_events_keep_the_time_of_their_first_attempt(tmp_path: Path) -> None:
+    """They keep it in a second failure, over a stop, and in a full queue."""
+    one = board(tmp_path, A)
+    one.fail()
+    one.on_event("occupied")
+    await until_sent(one, 1)
+    (original,) = times(one)
+    one.clock.advance(400)
+    (endpoint,) = one.board._of(APP)
+    endpoint.wake()
+    await until_sent(one, 2)
+    assert one.events["expired"] == 1
+    await one.board.close(0)
+
+    for _ in range(2):
+        one = board(tmp_path, A)
+        one.clock.advance(1000)
+        one.fail()
+        (letter,) = [letter for letter in (await page(one)).letters if letter.redriven is None]
+        assert (letter.dead.time_ms, letter.dead.error) == (original, "answered 500")
+        await one.board.operations.redrive(APP, "", [letter.id])
+        await until_sent(one, 1)
+        one.clock.advance(400)
+        one.board._of(APP)[0].wake()
+        await until_sent(one, 2)
+        assert times(one) == [original] * 2
+        await one.board.close(0)
+
+    one = Board(A, config=HooksConfig(folder=str(tmp_path), events=1))
+    one.hang()
+    (id,) = [letter.id for letter in (await page(one)).letters if letter.redriven is None]
+    await one.board.operations.redrive(APP, "", [id])
+    await one.board.close(0)
+    one = Board(A, config=HooksConfig(folder=str(tmp_path), events=1))
+    one.clock.advance(5000)
+    one.board.open(one.board.on_event)
+    await until_sent(one, 1)
+    assert times(one) == [original]
+    await one.board.close(0)
+
+
+async def test_redriven_events_that_a_full_queue_drops_keep_their_time(tmp_path: Path) -> None:
+    config = HooksConfig(folder=str(tmp_path), events=3)
+    one = Board(A, config=config)
+    one.hang()
+    one.clock.advance(1000)
+    (endpoint,) = one.board._of(APP)
+    for number in range(3):
+        endpoint.put("c", b'{"name":"channel_occupied","channel":"c","n":%d}' % number, operations.SOURCE, number + 1)
+    endpoint.put("d", b'{"name":"channel_occupied","channel":"d"}', "1.1")
+    endpoint.put("c", b'{"name":"channel_occupied","channel":"c","n":3}', operations.SOURCE, 4)
+    await one.board.close(0)
+    two = Board(A, config=config)
+    letters = (await page(two)).letters
+    assert [(letter.dead.time_ms, letter.dead.reason) for letter in letters] == [(4, "overflowed"), (3, "overflowed")]
+    await two.board.close(0)
 
 
 async def test_letters_belong_to_their_endpoint(tmp_path: Path) -> None:

@@ -62,6 +62,19 @@ def test_remaining_events_of_a_channel_wait_for_its_batch():
     assert taken(one) == ["a3"]
 
 
+def test_redriven_events_share_no_batch_with_events_of_another_time():
+    one = queue(batch=10)
+    for channel, event, time_ms in (("a", b"a1", 0), ("a", b"a2", 7), ("a", b"a3", 7), ("b", b"b1", 0), ("c", b"c1", 7)):
+        one.put(channel, event, time_ms=time_ms)
+    assert [time_ms for *_, time_ms in one.untried()] == [0, 7, 7, 0, 7]
+    found = []
+    while one.events:
+        delivery = first(one)
+        found.append((delivery.time_ms, b" ".join(delivery.events)))
+        one.done(delivery)
+    assert found == [(0, b"a1"), (0, b"b1"), (7, b"c1 a2 a3")]
+
+
 def test_large_events_do_not_share_a_body():
     one = queue(batch=10, bytes=1 << 30)
     for channel in "ab":
@@ -225,13 +238,13 @@ def test_one_source_does_not_displace_the_others(events, bytes):
     assert sum(one.put("flood", b"f%04d" % number, "1.1") for number in range(500)) == 100
     for number in range(40):
         assert one.put(f"c{number}", b"c%04d" % number, f"2.{number}")
-        assert one.dropped == [b"f%04d" % (99 - number)]
+        assert one.dropped == [(b"f%04d" % (99 - number), 0)]
         one.dropped.clear()
         assert not one.put("flood", b"f9999", "1.1")
     for number in range(5):
         assert one.put("x", b"x%04d" % number)
     assert one.events == 100
-    left = sorted(event for _, event, _ in one.untried())
+    left = sorted(event for _, event, *_ in one.untried())
     assert left[-5:] == [b"x%04d" % number for number in range(5)]
     assert left[40:95] == [b"f%04d" % number for number in range(55)]
 
@@ -251,7 +264,7 @@ def test_sources_with_few_events_do_not_give_way():
     one = queue(events=100)
     for number in range(300):
         one.put("c", b"%d" % number, f"1.{number}")
-    assert [event for _, event, _ in one.untried()] == [b"%d" % number for number in range(100)]
+    assert [event for _, event, *_ in one.untried()] == [b"%d" % number for number in range(100)]
 
 
 def test_displaced_source_leaves_no_channel_in_the_queue():
@@ -316,7 +329,7 @@ def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrenc
             order[channel].append(event)
         else:
             fate[event].append("refused")
-        for lost in one.dropped:
+        for lost, _ in one.dropped:
             fate[lost].append("gave way")
             order[chr(lost[0])].remove(lost)
         one.dropped.clear()
@@ -356,12 +369,12 @@ def test_tried_and_untried_events_can_be_given_to_another_queue():
     delivery = first(one)
     delivery.id = "x"
     assert [found.id for found in one.tried()] == ["x"]
-    assert list(one.untried()) == [("a", b"a2", ""), ("b", b"b1", "")]
+    assert list(one.untried()) == [("a", b"a2", "", 0), ("b", b"b1", "", 0)]
     two = queue(concurrency=1)
     for found in one.tried():
         two.restore(found, 100)
-    for rest in one.untried():
-        two.put(*rest)
+    for channel, event, source, _ in one.untried():
+        two.put(channel, event, source)
     assert (two.events, two.bytes) == (one.events, one.bytes)
     again = first(two, 100)
     assert (again.id, again.events) == ("x", [b"a1"])

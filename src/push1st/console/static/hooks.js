@@ -72,6 +72,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     if (!next.delete(id)) next.add(id);
     choose(next);
   };
+  const state = picked.find((/** @type {any} */ row) => row.state)?.state;
   const all = able.length > 0 && picked.length === able.length;
   const redrive = async () => {
     const answer = await call("POST", path(["apps", app, "dead-letters", "redrive"]), { endpoint, ids: picked.map((/** @type {any} */ row) => row.id) });
@@ -146,6 +147,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       <${Facts}
         pairs=${[
           ["Time", date(shown.at)],
+          ["Original time", date(shown.time_ms / 1000)],
           ["Reason", html`<${Text} of=${reason(shown)} /> <span class="faint">(<${Text} of=${shown.reason} />)</span>`],
           ["Endpoint", html`<${Endpoint} of=${shown.endpoint} />`, true],
           ["Channel", html`<${Name} of=${place(shown)} />`, true],
@@ -161,6 +163,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" kind="primary" act=${redrive} close=${() => ask(false)}>
       <p>The server queues their events again: the oldest first, after the events that wait already, and up to 100 letters a second. It redrives each letter once only.</p>
+      ${state && html`<p class="warning">Events such as <code>${state}</code> report a state, which may have changed since. A backend that does not compare <code>time_ms</code> takes the old state for the current one.</p>`}
       ${endpoints.some((one) => one.failing && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint did not accept the last delivery. The redrive tries it again immediately; if it still fails, the events may become dead letters again.</p>`}
     <//>`}
   <//>`;
