@@ -155,6 +155,7 @@ class Metrics:
         "apps",
         "broker_away",
         "broker_lag",
+        "broker_lost_at",
         "broker_seconds",
         "broker_unconfirmed",
         "bytes_in",
@@ -219,6 +220,8 @@ class Metrics:
         """the number of connections that the server closed, by reason"""
         self.broker_away = 0.0
         """the number of seconds without a connection to the broker"""
+        self.broker_lost_at = 0.0
+        """the time at which this worker last found that the broker had lost its state, in seconds since 1970; 0 for never"""
         self.broker_unconfirmed = 0
         """the number of messages that the broker did not confirm in time"""
         self.hook_events: Counter[str] = Counter()

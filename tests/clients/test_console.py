@@ -344,6 +344,7 @@ def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
     until(page.tab, CAN_PUBLISH)
     page.go("overview")
     until(page.tab, f"!document.body.innerText.includes('The broker is away since') && {ALL_WORK}", 30)
+    page.until_text("The broker lost its data at")
     assert page.tab.evaluate(IS_SAME_LOAD), "the page recovers without a reload"
 
 

@@ -67,6 +67,30 @@ def test_wrong_password_gives_no_session(operator: Operator) -> None:
     assert "Set-Cookie" not in answer.headers
 
 
+def test_wrong_password_counts_as_refused_and_opening_the_page_does_not(
+    place: tuple[ServerProcess, Operator], operator: Operator
+) -> None:
+    server, _ = place
+
+    def refused() -> int:
+        found = re.search(r'push1st_refusals_total\{[^}]*reason="401"[^}]*\} (\d+)', server.get("/metrics").body.decode())
+        return 0 if found is None else int(found[1])
+
+    before = refused()
+    for path in ("/", "/api/session", "/api/overview"):
+        operator.get(path)
+    assert refused() == before
+    operator.post("/api/login", {"password": "wrong"}, X_Forwarded_For="192.0.2.11")
+    assert refused() == before + 1
+
+    def lines() -> list[str]:
+        return [one for one in server.output.splitlines() if "request refused" in one and "192.0.2.11" in one]
+
+    (line,) = wait_until(lines, "the line of the log")
+    assert "the password is wrong" in line
+    assert "/api/login" in line
+
+
 @pytest.mark.parametrize("cookie", ["x", "1.1.1.1", "9999999999.9999999999.AAAAAAAAAAAAAAAAAAAAAA." + "A" * 43])
 def test_forged_cookie_is_rejected(operator: Operator, cookie: str) -> None:
     operator.cookie = f"push1st-console={cookie}"

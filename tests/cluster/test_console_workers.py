@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,11 +126,14 @@ def test_only_workers_that_say_so_have_no_console(valkey: Valkey, machines: Mach
     nodes(operator, 3)
 
     def count_them(silent: str) -> None:
-        with running({"broker": valkey.url, "metrics": {"listen": False}}):
-            wait_until(lambda: operator.get("/api/overview").json["without_console"] == 1, "the worker without a console")
+        def are_known() -> bool:
             found = {node["id"]: node["state"] for node in operator.get("/api/cluster").json["nodes"]}
             assert found.pop(silent) == "unknown"
-            assert sorted(found.values()) == ["no console", "ready", "ready", "ready"]
+            return sorted(found.values()) == ["no console", "ready", "ready", "ready"]
+
+        with running({"broker": valkey.url, "metrics": {"listen": False}}):
+            wait_until(lambda: operator.get("/api/overview").json["without_console"] == 1, "the worker without a console")
+            wait_until(are_known, "its state on the screen of the cluster, which another worker may answer")
 
     async def beside_a_silent_node() -> None:
         place = await Place(valkey.url).open()
@@ -158,7 +162,7 @@ def test_overview_names_a_killed_worker_and_its_successor_until_after_a_reload(m
             return len(pids) == 3 and other["pid"] not in pids
 
         kill(other["pid"])
-        after = page.until(is_replaced)["overview"]
+        after = page.until(is_replaced, 3 * DEADLINE)["overview"]
     (successor,) = [node for node in after["nodes"] if node["id"] not in {one["id"] for one in shown["nodes"]}]
     assert successor["worker"] == other["worker"], "it has the name of the dead worker"
     # The number proves that the process has ended, so nobody waits until its lease expires.
@@ -173,3 +177,13 @@ def test_overview_names_a_killed_worker_and_its_successor_until_after_a_reload(m
     reload(server)
     nodes(operator, 3)
     assert lost in operator.get("/api/overview").json["lost"], "the new workers learn it from the old ones"
+
+
+def test_overview_shows_that_the_broker_has_lost_its_data(machines: Machines, valkey: Valkey) -> None:
+    for _, operator in machines:
+        assert operator.get("/api/overview").json["broker_lost_at"] is None
+    began = time.time()
+    valkey.ask("FLUSHALL")
+    for _, operator in machines:
+        lost_at = wait_until(lambda operator=operator: operator.get("/api/overview").json["broker_lost_at"], "the loss")  # type: ignore[misc]
+        assert began <= lost_at <= time.time()

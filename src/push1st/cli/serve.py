@@ -9,7 +9,7 @@ import push1st
 from push1st import logs
 from push1st.cli.arguments import Arguments
 from push1st.cli.configuration import DEMO_URL, ENVIRONMENT, listening, load_or_demo, program, url
-from push1st.config.console import exposed
+from push1st.config.console import NO_CONSOLE, exposed
 from push1st.config.model import Config
 from push1st.printable import printable_lines
 from push1st.process import cpus
@@ -66,9 +66,10 @@ def with_demo_console(config: Config, password: str, is_terminal: bool) -> Confi
     """
     console = config.console
     is_shown = config.demo and config.log.format == "text" and config.server.listen and config.api.listen and is_terminal
-    if not is_shown or console.password or exposed(console) is not None:
+    if not is_shown or console.password or not console.listen or exposed(console) is not None:
         return config
-    return msgspec.structs.replace(config, console=msgspec.structs.replace(console, password=password))
+    warnings = tuple(one for one in config.warnings if not one.endswith(NO_CONSOLE))
+    return msgspec.structs.replace(config, console=msgspec.structs.replace(console, password=password), warnings=warnings)
 
 
 def demo_text(config: Config, password: str) -> str:

@@ -12,6 +12,8 @@ from push1st.errors import ConfigError
 
 LEAST_PASSWORD, LONGEST_PASSWORD = 12, 512
 """numbers of characters"""
+NO_CONSOLE = "has no effect without console.password, so there is no console"
+"""the warning about a section `console` without a password"""
 HASH = "scrypt$"
 _HASH = re.compile(r"scrypt\$(?:16384|32768|65536)\$8\$1\$[A-Za-z0-9_-]{16,86}\$[A-Za-z0-9_-]{43}\Z")
 _PASSWORD = f"a text of {LEAST_PASSWORD} to {LONGEST_PASSWORD} characters, or the output of push1st console password"
@@ -65,7 +67,7 @@ def warnings(console: ConsoleConfig, section: Value | None) -> Iterator[str]:
     if section is None or section.kind != "mapping":
         return
     if not console.password:
-        yield f"{section}: has no effect without console.password, so there is no console"
+        yield f"{section}: {NO_CONSOLE}"
     elif not console.listen:
         yield f"{section}: console.listen is switched off, so there is no console"
     elif console.origin and not console.ssl.enable and not console.proxies:
@@ -75,6 +77,15 @@ def warnings(console: ConsoleConfig, section: Value | None) -> Iterator[str]:
         )
     if console.origin.startswith("http://") and not is_loopback(_host(console.origin)):
         yield f"{section.at('origin') or section}: without https://, the password travels to the proxy in clear text"
+
+
+def overridden(file: Value | None, variable: Value | None) -> Iterator[str]:
+    """Yields a line if a variable overrides the password in a file, because `push1st watch` reads the same variable.
+
+    file, variable: the values of `console.password`, if any.
+    """
+    if file is not None and variable is not None and file.kind != "nothing" and file.text != variable.text:
+        yield f"{variable}: overrides {file.place}; if the variable is only for push1st watch, set it for this command only"
 
 
 def _host(origin: str) -> str:

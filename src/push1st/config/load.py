@@ -82,7 +82,9 @@ def load(path: str | Path, env: Mapping[str, str]) -> Config:
     warnings = list(_of_soketi(env))
     root, apps, chosen = _environment(env, problems)
     try:
-        root = merged(read(file, file.name, problems), root)
+        below = read(file, file.name, problems)
+        warnings += console.overridden(*(tree.at("console", "password") for tree in (below, root)))
+        root = merged(below, root)
     except ConfigError as exc:
         problems.append(str(exc))
     sections: list[Value] = []

@@ -17,7 +17,7 @@ from push1st import logs
 from push1st.config.model import Config, all_warnings
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
-from push1st.console.lost import LostNode, LostNodes
+from push1st.console.lost import KEPT_SECONDS, LostNode, LostNodes
 from push1st.console.nodes import NodeAbout
 from push1st.console.samples import FIELDS, GAUGE, Samples, Series, added
 from push1st.errors import Refused
@@ -25,7 +25,7 @@ from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
 
 KIND = "overview"
 LOST = "lost"
-"""the kind of the request for the nodes that were lost before a worker began"""
+"""the kind of the request for what was lost before a worker began"""
 KEEP_SECONDS = 1.0
 """the seconds for which a worker keeps an answer"""
 FACTS_SECONDS = 5.0
@@ -55,16 +55,26 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
     hook_lost_app: str = ""
 
 
+class Losses(msgspec.Struct, frozen=True, array_like=True):
+    """What was lost in the last ten minutes, in the view of a worker.
+
+    nodes: the nodes that disappeared without a graceful stop.
+    broker_at: the time at which the broker had lost its state, in seconds since 1970; 0 if it never had.
+    """
+
+    nodes: dict[str, LostNode]
+    broker_at: float
+
+
 class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
-    """The reply of a worker. A tab gets the figures of each worker, but one list of lost nodes and one series for all of them.
+    """The reply of a worker. A tab gets the figures of each worker, but the losses and one series for all of them.
 
     figures: the figures of the worker.
-    lost: the nodes that disappeared without a graceful stop, in the view of this worker (`LostNodes.found`).
     series: the samples; None if they were not requested.
     """
 
     figures: NodeOverview
-    lost: dict[str, LostNode]
+    losses: Losses
     series: Series | None
 
 
@@ -76,7 +86,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 _replies = msgspec.msgpack.Decoder(OverviewReply)
-_lost = msgspec.msgpack.Decoder(dict[str, LostNode])
+_losses = msgspec.msgpack.Decoder(Losses)
 _facts = msgspec.json.Decoder(Facts)
 
 
@@ -100,14 +110,23 @@ class Overview:
         self._behind = 0
         self._lost = LostNodes(context.wire.nodes)
         context.wire.serve(KIND, self._own)
-        context.wire.serve(LOST, lambda _: msgspec.msgpack.encode(self._lost.found()))
+        self._broker_lost_at = 0.0
+        """the latest time at which a worker has found that the broker had lost its state"""
+        context.wire.serve(LOST, lambda _: msgspec.msgpack.encode(self._losses()))
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
 
     async def open(self) -> None:
-        """Requests the nodes that the other workers have lost before this worker began, for example at a reload."""
+        """Requests what was lost before this worker began, because the old workers end at a reload."""
         with suppress(Refused):
-            for _, lost in (await self._context.wire.request(LOST)).decoded(_lost.decode):
-                self._lost.learn(lost)
+            for _, losses in (await self._context.wire.request(LOST)).decoded(_losses.decode):
+                self._learn(losses)
+
+    def _losses(self) -> Losses:
+        return Losses(self._lost.found(), max(self._broker_lost_at, self._context.node.metrics.broker_lost_at))
+
+    def _learn(self, losses: Losses) -> None:
+        self._lost.learn(losses.nodes)
+        self._broker_lost_at = max(self._broker_lost_at, losses.broker_at)
 
     def _now(self) -> float:
         return self._clock.wall() / 1_000_000_000
@@ -154,7 +173,7 @@ class Overview:
         )
         series = self._samples.series() if data == WITH_SERIES else None
         self._look()
-        return msgspec.msgpack.encode(OverviewReply(shown, self._lost.found(), series))
+        return msgspec.msgpack.encode(OverviewReply(shown, self._losses(), series))
 
     async def _answer(self, data: bytes) -> dict[str, Any]:
         """Returns the answer of all workers; the same answer to all requests within `KEEP_SECONDS`."""
@@ -171,7 +190,7 @@ class Overview:
         facts, wire = await self._server_facts(), self._context.wire
         answered = {reply.figures.id for reply in found}
         for reply in found:
-            self._lost.learn(reply.lost)
+            self._learn(reply.losses)
         silent = sorted(set(wire.consoles()) - answered) if replies.away else replies.missing
         return {
             "at": self._now(),
@@ -181,6 +200,7 @@ class Overview:
             "missing": replies.missing,
             "silent": [self._silent(node) for node in silent],
             "lost": self._all_lost(answered),
+            "broker_lost_at": self._broker_lost_at if self._now() - self._broker_lost_at < KEPT_SECONDS else None,
             "without_console": 0 if replies.away else len(wire.without_console()),
             "away": replies.away,
             "certificates": facts.certificates,

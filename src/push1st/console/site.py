@@ -150,11 +150,16 @@ class Site:
     async def _sign_in(self, request: HandlerRequest) -> Response:
         found = await self._door.sign_in(request.body, request.ip)
         if isinstance(found, Response):
+            self._node.metrics.refusals[str(found.status)] += 1
+            self._node.refusals.log_answer("request refused", found, method="POST", path=f"/{API}login", ip=request.ip)
             return _with_headers(found)
         return Response(200, _facts(found), headers=NO_STORE + self._cookie(found))
 
     async def _call(self, method: str, path: str, request: HandlerRequest) -> Response:
-        session = self._session(request.client.cookie)
+        try:
+            session = self._session(request.client.cookie)
+        except Refused as exc:  # each tab that shows the sign-in gets this answer, so it does not count as a rejection
+            return _with_headers(error(exc.code, exc.text))
         if path == "logout" and method == "POST":
             await self._door.sign_out(session)
             return Response(200, b"{}", headers=NO_STORE + self._guard.set_cookie("", 0))

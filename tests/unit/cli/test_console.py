@@ -14,6 +14,7 @@ from push1st.cli import main
 from push1st.cli.configuration import listening
 from push1st.cli.serve import demo_text, with_demo_console
 from push1st.config.addresses import Listen
+from push1st.config.load import demo as demo_with
 from push1st.config.model import Config, ConsoleConfig, LogConfig, demo
 from push1st.console.passwords import PasswordHash
 
@@ -80,6 +81,14 @@ def test_demo_on_a_terminal_has_a_console_and_shows_its_password():
     assert "made-at-start" not in "".join(listening(config))
 
 
+def test_address_of_the_console_of_the_demo_has_an_effect():
+    config = demo_with({"PUSH1ST_CONSOLE_LISTEN": "tcp://127.0.0.1:7003"})
+    assert [line for line in config.warnings if "console" in line], "without a terminal there is no console"
+    shown = with_demo_console(config, "made-at-start", True)
+    assert "http://127.0.0.1:7003" in demo_text(shown, "made-at-start")
+    assert [line for line in shown.warnings if "console" in line] == []
+
+
 def test_demo_whose_output_is_a_file_has_no_console():
     assert with_demo_console(demo(), "made-at-start", False) == demo()
     assert "made-at-start" not in demo_text(demo(), "made-at-start")
@@ -96,8 +105,9 @@ def replaced(**changes) -> Config:
         replaced(log=LogConfig(format="json")),
         replaced(console=ConsoleConfig(password="an own password")),
         replaced(console=ConsoleConfig(listen=(Listen("tcp", "", 6003),))),
+        replaced(console=ConsoleConfig(listen=())),
     ],
-    ids=["no demo", "no text", "an own password", "other machines reach it"],
+    ids=["no demo", "no text", "an own password", "other machines reach it", "no address"],
 )
 def test_other_configurations_get_no_password(config):
     assert with_demo_console(config, "made-at-start", True) == config

@@ -27,6 +27,17 @@ def test_variables_set_the_console(reading):
     assert [str(one) for one in console.listens] == ["tcp://127.0.0.1:7003"]
 
 
+def test_variable_that_overrides_the_password_of_the_file_has_a_warning(reading):
+    text, env = f"console: {{ password: {HASH} }}", {"PUSH1ST_CONSOLE_PASSWORD": PASSWORD}
+    config = reading(text, env=env)
+    assert config.console.password == PASSWORD
+    (line,) = notes(config)
+    assert line.startswith("PUSH1ST_CONSOLE_PASSWORD: console.password: overrides server.yml:1; ")
+    assert PASSWORD not in line
+    for other, variables in ((text, {"PUSH1ST_CONSOLE_PASSWORD": HASH}), (text, {}), ("", env), ("console: { password: }", env)):
+        assert notes(reading(other, env=variables)) == [], (other, variables)
+
+
 @pytest.mark.parametrize("good", [PASSWORD, HASH, "twelve chars", "x" * 512, "é" * 12, HASH.replace("16384", "65536")])
 def test_password_is_clear_text_or_a_hash(reading, good):
     assert reading(f"console: {{ password: '{good}' }}").console.password == good

@@ -133,6 +133,7 @@ class Reconciler:
             self._numbered(number)
         if lease.epoch not in ("", epoch.decode()):
             self._state_lost = True
+            self._context.metrics.broker_lost_at = self._context.stamp()[1] / 1_000_000_000
             await self._hook_events.state_lost()
         if lease.epoch:
             self._hook_events.registered_again()

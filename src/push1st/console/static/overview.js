@@ -248,6 +248,7 @@ function statements(data) {
     const how = one.replaced ? `ended without a stop, so its clients had to reconnect.${replaced(one)}` : `has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`;
     say(one.replaced ? "warn" : "bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> ${how}`);
   }
+  if (data.broker_lost_at) say("bad", "broker lost", `The broker lost its data at ${clock(data.broker_lost_at)}: earlier histories, retained messages and absent MQTT sessions are gone.`);
   if (data.without_console) say("warn", "without console", html`${data.without_console === 1 ? "One worker has" : `${whole(data.without_console)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
