@@ -8,7 +8,7 @@ connected. If the connection has ended, the method undoes its own changes. Parts
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -43,6 +43,7 @@ from push1st.core.flush_delay import FlushDelay
 from push1st.core.hub import Lane, Subscription, Wire, Write
 from push1st.core.pages import PageRegistry
 from push1st.core.reports import Reports
+from push1st.core.siblings import Siblings
 from push1st.core.signins import SignIns
 from push1st.core.topics import ClientTopics
 from push1st.core.wildcards import Wildcards
@@ -89,23 +90,6 @@ class SessionState(msgspec.Struct, frozen=True):
     topics: dict[str, Lane]
     filters: dict[str, Lane]
     user: SignedInUser | None
-
-
-class Siblings(Protocol):
-    """The other workers of this machine.
-
-    `number`: the number of this worker among all workers of the machine.
-    `server`: the random name of the supervisor of these workers.
-    """
-
-    number: int
-    server: str
-
-    async def metrics(self) -> Sequence[tuple[int, bytes]]:
-        """Returns a pair for each worker that replies in time: the worker's number, and the result of `api.metrics.snapshot`."""
-
-    async def hooks(self, app: str) -> Sequence[bytes]:
-        """Returns the result of `api.hooks.states` for an app, from each worker that replies in time."""
 
 
 class Node:

@@ -27,7 +27,8 @@ from push1st.config.model import Config
 from push1st.config.settings import located_key
 from push1st.core.appchanges import AppChanges
 from push1st.core.fanout import Fanout
-from push1st.core.node import Node, Siblings
+from push1st.core.node import Node
+from push1st.core.siblings import Siblings
 from push1st.eager import join_background, spawn
 from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher

@@ -148,7 +148,7 @@ def _on_disconnect(engine: str, receiving: asyncio.Future[None]) -> None:
 
 
 class ControlSiblings:
-    """The other workers. A worker requests counters of other workers through the supervisor (`core.node.Siblings`)."""
+    """The other workers. A worker requests counters of other workers through the supervisor (`core.siblings.Siblings`)."""
 
     def __init__(self, number: int, server: str, control: ControlConnection) -> None:
         self.number = number
