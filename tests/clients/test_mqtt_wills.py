@@ -212,6 +212,10 @@ def test_stop_of_the_server_publishes_wills() -> None:
 # Delays
 
 
+def metrics(server: ServerProcess) -> str:
+    return server.get("/metrics").body.decode()
+
+
 def delayed(port: int, delay: int, expiry: int = 60, **fields: Any) -> Device:
     """Returns a connection with MQTT 5.0 whose session outlives it, and whose will is delayed. delay, expiry: seconds."""
     will = Will("gone", b"1", delay=delay)
@@ -254,7 +258,7 @@ def test_will_without_a_delay_is_published_at_once_and_the_session_stays(
 def test_will_is_not_published_if_the_client_returns(server: ServerProcess, port: int, witness: PahoClient) -> None:
     with delayed(port, 2) as first:
         first.reset()
-    time.sleep(1)
+    wait_until(lambda: 'push1st_mqtt_sessions{state="connected"} 1.0' in metrics(server), "only the witness is connected")
     with delayed(port, 2) as second:
         time.sleep(2.5)
         end(second)

@@ -100,7 +100,8 @@ def test_address_has_five_tries_at_all_workers_together(pair: tuple[ServerProces
     tries = []
     for _ in range(12):
         tries.append(Operator(operator.port).post("/api/login", {"password": "wrong"}).status)
-        until_told(operator)
+        if tries[-1] == 401:  # the worker counts no other tries, so the last ones need no time
+            until_told(operator)
     assert tries == [401] * 5 + [429] * 7
 
 
