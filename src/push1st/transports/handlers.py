@@ -51,6 +51,11 @@ class SocketOwner(asyncio.Protocol):
         """See `context.Open`."""
         return self._transport.get_write_buffer_size()
 
+    @property
+    def is_new(self) -> bool:
+        """See `turn.Connection`."""
+        return False
+
     def process(self, data: bytes) -> bool:
         """See `turn.Connection`."""
         raise NotImplementedError

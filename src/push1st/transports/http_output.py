@@ -78,6 +78,11 @@ class HttpOutput(asyncio.Protocol):
         self._deadline = 0.0
         self.due_at = NEVER
 
+    @property
+    def is_new(self) -> bool:
+        """See `turn.Connection`."""
+        return not self._decoder.started
+
     def process(self, data: bytes) -> bool:
         """See `turn.Connection`."""
         raise NotImplementedError

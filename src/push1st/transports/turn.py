@@ -13,6 +13,9 @@ A turn bounds the time that one connection may use (decision 0013):
 All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
 before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
 
+The first input of a connection, such as a handshake, takes as long as many messages. So a crowd of new connections waits in a
+queue of its own: while thousands of clients reconnect, the messages of the connected clients do not wait for them.
+
 A client may send input, and then close its socket. The worker still processes the backlog of such a lost connection, and discards
 the answers (`lost.py`).
 
@@ -20,6 +23,7 @@ This module does not depend on a protocol: each connection's method `process` de
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,6 +31,8 @@ SLICE_SECONDS = 0.001
 """maximum seconds of a slice; a maximum number of messages is not enough, because one subscribe may take as long as 1000 pings"""
 MAX_WAITING = 100
 """number of a session's commands; while so many commands wait for the broker or a backend, its connection processes no message"""
+NEW_SECONDS = 0.005
+"""minimum seconds that the first input of all new connections gets in each turn, while it waits for its turn"""
 BACKLOG_SECONDS = 0.002
 """minimum seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
@@ -48,6 +54,10 @@ class Answering(Protocol):
 
 class Connection(Protocol):
     """A connection whose input a turn processes."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the next input is the first one. Called only if a turn has no time for all input."""
 
     def process(self, data: bytes) -> bool:
         """Processes one slice of the earlier input and of `data`, the newest input; returns whether some input remains."""
@@ -77,6 +87,8 @@ class Turn:
         self._arrived: list[tuple[Connection, bytes]] = []
         self._late: dict[Connection, None] = {}
         """connections with new input that an earlier turn had no time to process"""
+        self._new: OrderedDict[Connection, None] = OrderedDict()
+        """new connections, likewise; finding the first key of a `dict` visits all removed ones"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
         """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""
@@ -110,19 +122,22 @@ class Turn:
     def _run(self) -> None:
         self._scheduled = False
         spent, self._spent = self._spent, 0.0
-        if self._backlog or self._late or spent:
+        if self._backlog or self._late or self._new or spent:
             start = self.clock()
             until = start + INPUT_SECONDS - spent
             if self._late:
                 self._work_off(self._late, until)
             self._work(until)
             now = self.clock()
+            if self._new:
+                self._work_off(self._new, max(until, now + NEW_SECONDS))
+                now = self.clock()
             if self._backlog:
                 self._work_off(self._backlog, now + max(BACKLOG_SECONDS, now - start))
         else:
             self._work(0.0)
         self._finish()
-        if (self._backlog or self._late) and not self._scheduled:
+        if (self._backlog or self._late or self._new) and not self._scheduled:
             self._schedule()
 
     def catch_up(self) -> None:
@@ -138,7 +153,7 @@ class Turn:
 
     def keeps_lost(self) -> bool:
         """Returns whether lost connections keep their backlogs: only while fewer than `MAX_BACKLOGS` connections have one."""
-        return len(self._backlog) + len(self._late) < MAX_BACKLOGS
+        return len(self._backlog) + len(self._late) + len(self._new) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
         """Processes a slice of each connection's new input. Postpones all input that is not reached before the time `until`.
@@ -146,6 +161,9 @@ class Turn:
         until: a time in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
         """
         arrived, self._arrived = self._arrived, []
+        if self._new:  # these are older
+            self._postpone([one for one in arrived if one[0].is_new])
+            arrived = [one for one in arrived if not one[0].is_new]
         if len(arrived) <= ROUND:
             self._process(arrived)
             return
@@ -172,7 +190,8 @@ class Turn:
         for connection, data in arrived:
             connection.hold_reading(True)
             connection.keep(data)
-            (self._backlog if len(data) >= LONG_READ else self._late)[connection] = None
+            waiting = self._new if connection.is_new else self._late
+            (self._backlog if len(data) >= LONG_READ else waiting)[connection] = None
 
     def _work_off(self, connections: dict[Connection, None], until: float) -> None:
         """Lets each connection in `connections` process a slice, in rotation, until the time `until`."""
@@ -193,6 +212,7 @@ class Turn:
         self._failed("connection")
         self._backlog.pop(connection, None)
         self._late.pop(connection, None)
+        self._new.pop(connection, None)
         connection.abort()
 
     def _finish(self) -> None:

@@ -59,6 +59,11 @@ class XhrInput:
         self._queue.extend(texts)
         return len(self._queue) > MAX_WAITING_COMMANDS
 
+    @property
+    def is_new(self) -> bool:
+        """See `turn.Connection`."""
+        return False
+
     def process(self, data: bytes) -> bool:
         """Applies a slice of the messages; returns whether more messages can be applied now."""
         queue, session = self._queue, self._session

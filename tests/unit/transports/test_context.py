@@ -19,6 +19,8 @@ class Connection:
         self.name = name
         self.fails = fails
 
+    is_new = False
+
     def process(self, data: bytes) -> bool:
         self.log.append(f"{self.name} works on {data.decode()}")
         self.site.context.turn.answering.append(self)

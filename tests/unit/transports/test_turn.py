@@ -2,7 +2,7 @@
 
 import pytest
 
-from push1st.transports.turn import BACKLOG_SECONDS, INPUT_SECONDS, LONG_READ, ROUND, Turn
+from push1st.transports.turn import BACKLOG_SECONDS, INPUT_SECONDS, LONG_READ, NEW_SECONDS, ROUND, Turn
 from tests.support.loop import Clock, turns
 
 pytestmark = pytest.mark.usefixtures("loop_factory")
@@ -18,11 +18,13 @@ class Connection:
         self.slices = slices
         self.seconds = seconds
         self.reading = True
+        self.is_new = False
         self.fails_at = -1
         self.kept = b""
         self.aborted = False
 
     def process(self, data: bytes) -> bool:
+        self.is_new = False
         if self.slices == self.fails_at:
             raise ValueError("a defect")
         self.log.append(self.name)
@@ -152,6 +154,45 @@ async def test_postponed_input_comes_before_newer_input_and_the_backlog(turn, cl
     turn.arrived(Connection(log, clock, "new"), b"x")
     await turns(1)
     assert log == ["late", "new", "backlog", "write"]
+
+
+def crowd(log: list[str], clock: Clock, count: int) -> list[Connection]:
+    """Returns new connections whose first input takes a millisecond each."""
+    found = [Connection(log, clock, f"new {number}", seconds=0.001) for number in range(count)]
+    for one in found:
+        one.is_new = True
+    return found
+
+
+async def test_input_of_others_does_not_wait_for_a_crowd_of_new_connections(turn, clock, log):
+    many = crowd(log, clock, 1000)
+    for one in many:
+        turn.arrived(one, b"x")
+    await turns(1)
+    assert not many[-1].reading
+    for number in range(3):
+        turn.arrived(Connection(log, clock, "other"), b"x")
+        log.clear()
+        await turns(1)
+        assert log[0] == "other", number
+
+
+async def test_crowd_of_new_connections_gets_time_of_each_turn_in_its_order(turn, clock, log):
+    many = crowd(log, clock, 100)
+    for one in many[:90]:
+        turn.arrived(one, b"x")
+    await turns(1)
+    for one in many[90:]:
+        turn.arrived(one, b"x")
+    began = len(log)
+    for number in range(4 * ROUND):
+        turn.arrived(Connection(log, clock, f"other {number}", seconds=INPUT_SECONDS / ROUND), b"x")
+    await turns(1)
+    served = [name for name in log[began:] if name.startswith("new")]
+    assert len(served) in range(round(NEW_SECONDS / 0.001), round(NEW_SECONDS / 0.001) + 2)
+    await turns(30)
+    assert [name for name in log if name.startswith("new")] == [one.name for one in many]
+    assert all(one.reading for one in many)
 
 
 async def test_time_for_connections_that_end_counts_for_the_turn(turn, clock, log):

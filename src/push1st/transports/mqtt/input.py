@@ -38,6 +38,11 @@ class MqttInput(MqttOutput):
 
     # Slices
 
+    @property
+    def is_new(self) -> bool:
+        """See `turn.Connection`."""
+        return self._session is None
+
     def process(self, data: bytes) -> bool:
         """Applies a slice of the client's packets (`turn.Connection`)."""
         context = self._context
