@@ -4,6 +4,7 @@ The worker that answers a tab adds the series of all workers, so the answer has 
 This module knows no clock.
 """
 
+import asyncio
 import operator
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ EVERY_SECONDS = 10
 MAX_SAMPLES = 60
 GAUGE = "connections"
 """the only field that is not a counter"""
+MAX_APART_SECONDS = 60
+"""the seconds by which the clocks of two workers may differ"""
+ADDED_A_TURN = 100
+"""the number of series that are added before other work gets its turn"""
 FIELDS = (GAUGE, "events_in", "messages_out", "bytes_out", "cpu_seconds", "refusals", "hook_events_lost")
 
 
@@ -38,6 +43,7 @@ class Samples:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, ...]] = deque(maxlen=MAX_SAMPLES)
+        """each sample is its time, and then the values"""
         self._next = 0.0
         self._at = 0.0
 
@@ -47,35 +53,43 @@ class Samples:
 
     def add(self, now: float, values: Sequence[float]) -> None:
         """Adds a sample, whose values are those of `FIELDS`. After a pause of the process, the earlier samples are dropped."""
-        if self._at and not 0 <= now - self._at < 2 * EVERY_SECONDS:
+        if self._at and not 0 < now - self._at < 2 * EVERY_SECONDS:
             self._samples.clear()
-        self._samples.append(tuple(values))
+        self._samples.append((now, *values))
         self._at = now
         self._next = now // EVERY_SECONDS * EVERY_SECONDS + EVERY_SECONDS
 
     def series(self) -> Series:
         """Returns all samples."""
-        gauge, *counters = map(list, zip(*self._samples, strict=True)) if self._samples else [[] for _ in FIELDS]
-        return Series(round(self._at / EVERY_SECONDS), [gauge, *map(_rates, counters)])
+        times, gauge, *counters = map(list, zip(*self._samples, strict=True)) if self._samples else [[] for _ in ("at", *FIELDS)]
+        seconds = [after - before for before, after in pairwise(times)]
+        return Series(round(self._at / EVERY_SECONDS), [gauge, *(_rates(counts, seconds) for counts in counters)])
 
 
-def _rates(counts: list[float]) -> list[float]:
-    return [0.0 for _ in counts[:1]] + [max(0.0, after - before) / EVERY_SECONDS for before, after in pairwise(counts)]
+def _rates(counts: list[float], seconds: list[float]) -> list[float]:
+    """Returns the rates of a counter. seconds: the durations between its values, the first of which has the rate 0."""
+    grown = [max(0.0, after - before) for before, after in pairwise(counts)]
+    return [0.0 for _ in counts[:1]] + list(map(operator.truediv, grown, seconds))
 
 
-def added(series: Sequence[Series]) -> dict[str, Any]:
+async def added(series: Sequence[Series], now: float) -> dict[str, Any]:
     """Returns the sums of the series of several workers.
 
     at: the time of the last values in seconds since 1970. values: see `Series`.
-    The last sample of some workers may be due in a moment, so the sums end with the last sample that all workers have.
+    The last sample of some workers may be due in a moment, so the sums end with the last sample that all workers have. The series
+    of workers whose clocks are wrong are left out.
+
+    now: the time of this worker in seconds since 1970.
     """
-    series = [one for one in series if one.values[0]]
+    series = [one for one in series if one.values[0] and abs(one.last * EVERY_SECONDS - now) <= MAX_APART_SECONDS]
     end = min((one.last for one in series), default=0)
     late = max((one.last - end for one in series), default=0)
     length = max((len(one.values[0]) - (one.last - end) for one in series), default=0)
     length = max(0, min(length, MAX_SAMPLES - late))  # all workers that are old enough have these samples
     sums = [[0.0] * length for _ in FIELDS]
-    for one in series:
+    for number, one in enumerate(series):
+        if number % ADDED_A_TURN == ADDED_A_TURN - 1:
+            await asyncio.sleep(0)
         for column, values in enumerate(one.values):
             known = values[: max(0, len(values) - (one.last - end))][-length:] if length else []
             sums[column] = list(map(operator.add, sums[column], [0.0] * (length - len(known)) + known))

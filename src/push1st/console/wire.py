@@ -14,7 +14,7 @@ part may leave this module: it would end the connection to the broker, and with 
 import asyncio
 import itertools
 import socket
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -82,6 +82,11 @@ class Replies(msgspec.Struct):
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self.missing.append(node)
         return found
+
+    def parts(self, size: int) -> "Iterator[Replies]":
+        """Yields at most `size` replies at a time. All parts have the same list of missing nodes."""
+        for at in range(0, len(self.found), size):
+            yield msgspec.structs.replace(self, found=self.found[at : at + size])
 
 
 class WireRequest(msgspec.Struct, frozen=True, array_like=True, tag="request"):

@@ -11,11 +11,11 @@ from tests.support.server_status import worker
 LARGE = 10**12
 
 
-def test_first_overview_of_the_largest_cluster_leaves_room_for_other_messages():
+async def test_first_overview_of_the_largest_cluster_leaves_room_for_other_messages():
     samples = Samples()
     for number in range(MAX_SAMPLES):
         samples.add(1e9 + number * EVERY_SECONDS, [number * LARGE + 0.123] * len(FIELDS))
-    series = added([samples.series()] * MAX_HEARD)
+    series = await added([samples.series()] * MAX_HEARD, 1e9 + MAX_SAMPLES * EVERY_SECONDS)
     assert len(msgspec.json.encode(series)) < 10_000
     figures = msgspec.structs.asdict(worker(0).figures)
     figures["connections"] = dict.fromkeys(("pusher", "pusher-xhr", "websocket", "sse", "mqtt", "mqtt5"), LARGE)
