@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from push1st.config.model import AppConfig
-from push1st.config.settings import app_sources
+from push1st.config.settings import MAX_APPS, app_sources
 from push1st.console.appsettings import app_settings_in_words
 from push1st.console.cursors import cursor_of, places_of
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
@@ -62,7 +62,7 @@ class AppList:
 
     async def _one(self, call: ConsoleCall) -> dict[str, Any]:
         config, id = self._context.config(), call.args[0]
-        app = next((one for one in config.apps if one.id == id), None)
+        at, app = next(((at, one) for at, one in enumerate(config.apps) if one.id == id), (0, None))
         if app is None:
             raise Refused(404, f"there is no app {id[:64]!r}")
         replies = await self._context.wire.request(KIND, msgspec.msgpack.encode([id]))
@@ -72,6 +72,7 @@ class AppList:
             **summary,
             **await self._channels(id),
             "settings": list(app_settings_in_words(config, app, summary["connections"])),
+            "unlocated_after": MAX_APPS if at >= MAX_APPS else None,
             "missing": replies.missing,
             "away": replies.away,
         }

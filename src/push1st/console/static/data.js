@@ -224,7 +224,8 @@ export function useNodeName(id) {
 
 /**
  * Loads an answer, and loads it again when its path changes, when the broker is back, and every `every` seconds while the tab is
- * visible. A search that examined as much as it may is not repeated. The former answer stays until the next one has arrived.
+ * visible. A search that examined as much as it may is repeated only after an error, or when the broker is back if one worker
+ * answered alone. The former answer stays until the next one has arrived.
  * @param {string | null} path null loads nothing
  * @param {number} [every]
  * @returns {Loaded}
@@ -248,12 +249,11 @@ export function useCall(path, every = 0) {
   useEffect(() => {
     if (!seconds) return undefined;
     const timer = setInterval(() => {
-      const { busy, data } = latest.current;
-      if (!document.hidden && !busy && data?.complete !== false) again((n) => n + 1);
+      if (!document.hidden && !latest.current.busy && !isSpent(latest.current)) again((n) => n + 1);
     }, seconds * 1000);
     return () => clearInterval(timer);
   }, [seconds]);
-  useEffect(() => away.listen(() => away.value || again((n) => n + 1)), []);
+  useEffect(() => away.listen(() => away.value || (isSpent(latest.current) && !latest.current.data.away) || again((n) => n + 1)), []);
   const isOther = path !== state.path && resource(path) !== resource(state.path);
   return {
     data: isOther ? null : state.data,
@@ -261,6 +261,11 @@ export function useCall(path, every = 0) {
     busy: state.busy || path !== state.path,
     reload: () => again((n) => n + 1),
   };
+}
+
+/** Returns whether a search has examined as much as it may. @param {{data: any, error: CallError | null}} state */
+function isSpent({ data, error }) {
+  return !error && data?.complete === false;
 }
 
 /** @param {string | null} path */
