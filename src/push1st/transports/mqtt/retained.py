@@ -13,6 +13,7 @@ replaced by its retained messages were published before SUBACK; `late_copies` dr
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from itertools import chain, islice
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from push1st.brokers.retained import expires
 from push1st.core.filters import FilterRights
 from push1st.core.hub import Wire
+from push1st.core.session import Session
 from push1st.eager import spawn
 from push1st.errors import Refused
 from push1st.filters import has_wildcard, matches
@@ -165,14 +167,8 @@ class RetainedPages:
                 passed.append(one)
         client, outbox = self._session.client, self._session.clients.context.config.server.outbox
         if self._held_bytes > outbox and not client.closed:
-            client.node.fanout.call_soon(self._cut)
+            client.node.fanout.call_soon(partial(cut_off, client))
         return passed
-
-    def _cut(self) -> None:
-        client = self._session.client
-        if not client.closed:
-            client.node.metrics.cut_offs["slow"] += 1
-            client.outlet.close(4100, "this client does not read its messages")
 
     def unsubscribed(self, filter: str) -> None:
         """Ends the sending of retained messages for a subscription [MQTT-3.10.4-2]."""
@@ -345,6 +341,13 @@ class RetainedPages:
         for filter, wire in self._shared.items():
             if not self._session.overlaps(channel_of(filter)):
                 self._session.move(channel_of(filter), wire, None)
+
+
+def cut_off(client: Session) -> None:
+    """Disconnects a client that does not read its messages."""
+    if not client.closed:
+        client.node.metrics.cut_offs["slow"] += 1
+        client.outlet.close(4100, "this client does not read its messages")
 
 
 def prepare(session: MqttSession, options: FilterOptions, is_new: bool) -> None:
