@@ -348,6 +348,27 @@ def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
     assert page.tab.evaluate(IS_SAME_LOAD), "the page recovers without a reload"
 
 
+ANOTHER_IS_AWAY = """const usual = fetch, every = setInterval; window.asked = 0;
+setInterval = (act, ms) => every(act, Math.min(ms, 200));
+fetch = async (url, ...rest) => {
+  if (!String(url).endsWith("/version")) return usual(url, ...rest);
+  setTimeout(() => asked += 1, 50);
+  return new Response('{"version": "1", "away": "reason"}');
+}"""
+"""JavaScript that answers, often, as a worker that has lost the broker alone"""
+
+
+def test_banner_of_the_overview_follows_the_worker_of_the_live_channel(page: Site) -> None:
+    with page.another(ANOTHER_IS_AWAY) as other:
+        other.go("overview")
+        until(other.tab, f"{IS_LIVE} && {ALL_WORK}")
+        asked = other.tab.evaluate("asked")
+        until(other.tab, f"asked > {asked + 1}")
+        assert "The broker is away since" not in other.tab.evaluate("document.body.innerText")
+        other.begin("apps")
+        other.until_text("The broker is away since")
+
+
 def test_page_shows_the_successor_of_the_worker_that_it_watches(page: Site) -> None:
     page.go("overview")
     until(page.tab, ALL_WORK)

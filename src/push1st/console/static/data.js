@@ -171,7 +171,8 @@ export async function call(method, path, body, signal) {
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }
     if (answer && typeof answer === "object") {
-      if ("away" in answer) away.set(answer.away || "");
+      // On the overview, the worker of the live channel decides: another worker may have lost the broker alone.
+      if ("away" in answer && !(path === "version" && live.watches.has("overview") && liveState.value === "open")) away.set(answer.away || "");
       answer.from = response.headers.get("Push1st-Worker");
     }
     return answer;
