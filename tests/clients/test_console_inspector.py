@@ -170,6 +170,19 @@ def test_client_is_found_by_the_id_that_it_chose(place: Place, port: int) -> Non
         assert not any("client_id" in event for event in raw.events)
 
 
+def test_client_that_resumes_its_session_is_connected_before_it_is_subscribed(place: Place, port: int) -> None:
+    _, operator = place
+    with paho_client(port, client_id="back", clean=False) as client:
+        client.subscribe("one", "two/+", qos=1)
+    with watching(operator, socket="back") as seen:
+        with paho_client(port, client_id="back", clean=False):
+            seen.until_kind("subscribed", channel="two.+")
+        seen.until_kind("disconnected")
+        assert [event["what"] for event in seen.events] == ["connected", "subscribed", "subscribed", "disconnected"]
+    with paho_client(port, client_id="back"):
+        pass
+
+
 def test_event_of_the_api_is_shown_once_whatever_its_subscribers(place: Place) -> None:
     server, operator = place
     with pusher_socket(server) as one, pusher_socket(server) as two, watching(operator, channel="api-", data=True) as seen:

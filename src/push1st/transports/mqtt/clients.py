@@ -52,7 +52,7 @@ class ClientConnection(LostConnection, Protocol):
 
     @property
     def began(self) -> float:
-        """When the server accepted the client, on `Clock.monotonic`; 0 before."""
+        """When the broker gave the client id to the connection, on `Clock.monotonic`; 0 before."""
 
     def take_over(self) -> None:
         """Ends the connection, because a newer connection has the client id."""

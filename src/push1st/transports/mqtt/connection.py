@@ -268,6 +268,9 @@ class MqttConnection(MqttInput):
             return
         if self._session is not session:
             return
+        self.began = client.node.clock.monotonic()
+        if client.node.tap is not None:
+            client.node.tap.connected(client.app, client)  # before `restore`, which shows the subscriptions of the session
         is_resumed = session.lasting is not None and session.lasting.resumed is not None
         if is_resumed:
             try:
@@ -283,9 +286,6 @@ class MqttConnection(MqttInput):
             frame = encode.connack(msgspec.structs.replace(connack, session_present=True), packet.version)
         self._is_admitted, self._packet, self._peer = True, None, None
         self._context.node.metrics.opened[client.wire.name] += 1
-        if client.node.tap is not None:
-            client.node.tap.connected(client.app, client)
-        self.began = client.node.clock.monotonic()
         if settings.publishes:
             self._bucket = Bucket(settings.publishes, self._context.node.clock.monotonic())
         if keep_alive:

@@ -22,7 +22,7 @@ class ConnectedClient(msgspec.Struct, frozen=True):
     """A connected client.
 
     after: the cursor of the clients after this one.
-    age: the seconds since the server accepted the client; 0 before.
+    age: the seconds since the broker gave the client id to the connection; 0 before.
     expiry: the seconds for which the session outlives the connection.
     filters: at most `MAX_LISTED_FILTERS` filters, each with its quality of service. count: their number.
     inflight, waiting: the numbers of messages in flight to the client, and of waiting ones.

@@ -176,12 +176,13 @@ class MqttOutput(ClientSocket):
         client = session.client
         if reason is not None:
             client.log_end(reason, text)
-        if self._is_admitted:
+        if self.began:
             code = reason if reason is not None else disconnect
             name = NO_CLOSE_FRAME if code is None else reasons.end_label(code)
             node = self._context.node
             seconds = node.clock.monotonic() - self.began
-            node.metrics.end(client.wire.name, name, seconds)
+            if self._is_admitted:
+                node.metrics.end(client.wire.name, name, seconds)
             if node.tap is not None:
                 node.tap.disconnected(client.app, client, code or 0, seconds)
         self._clients.release(client.app.config.id, session.client_id, self)

@@ -5,10 +5,14 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from push1st.core.tap import Answered, Tap, TapFilter
 from push1st.eager import resolve
+from push1st.errors import Refused
 from push1st.messages import Request
 from push1st.protocols.mqtt import encode
 from push1st.protocols.mqtt.packets import MQTT_5, MQTT_311, FilterOptions
+from push1st.transports.mqtt import resuming
+from push1st.transports.mqtt.session import MqttSession
 from tests.support.mqtt_site import MqttClient, MqttSite
 
 
@@ -175,3 +179,20 @@ async def test_duration_of_a_connection_does_not_depend_on_the_ticks_of_the_swee
     site.clock.advance(0.603)
     client.lose()
     assert site.metrics.connection_seconds.sum == pytest.approx(0.603)
+
+
+async def test_client_whose_session_is_not_restored_is_shown_with_its_end(
+    site: MqttSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(session: MqttSession) -> None:
+        raise Refused(503, "the broker is away")
+
+    client = await site.connected(MQTT_5, "c", session_expiry=60)
+    client.lose()
+    node = site.world.node
+    node.tap = Tap("node-1", site.clock, node.used, lambda *_: Answered(0), lambda _: None)
+    node.tap.watch("1", TapFilter())
+    monkeypatch.setattr(resuming, "restore", fail)
+    await site.client(MQTT_5).connect("c", clean=False, session_expiry=60)
+    assert [event.what for event in node.tap.watches[0].events] == ["connected", "disconnected"]
+    assert site.metrics.closed == {("mqtt5", 1006): 1}
