@@ -156,9 +156,13 @@ def test_names_and_data_of_clients_are_text(page: Site, visit: Visit) -> None:
     # The queue of the hook endpoint decides which channels have a dead letter.
     assert {name for name, (_, escape, _) in visit.texts.items() if escape} - {"hooks"} == places
     assert {name for name, (_, _, character) in visit.texts.items() if character} == set()
-    page.go("channel", app="app-test", name="news", view="history")
+    with raw_socket(page.server, "news", query="rewind=1") as client:
+        client.expect("resumed", "news")
+        page.go("overview")  # so that the history is loaded again
+        page.go("channel", app="app-test", name="news", view="history")
     page.tab.evaluate("[...document.querySelectorAll('main td button')].at(-1).click()")
     page.until_text(f'"name": "{MARKUP}"')
+    page.until_text("Resumptions in all channels: none. Subscriptions without a known position, mostly of new clients: 1.")
     page.tab.press("Escape")
     assert page.tab.evaluate("window.hacked === undefined && !document.querySelector('img, iframe, object')")
 

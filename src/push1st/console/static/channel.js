@@ -110,7 +110,8 @@ function History({ app, name, after }) {
     return html`<${Empty} title="This channel keeps no history"><${Text} of=${error.message} /><//>`;
   }
   const items = data?.items;
-  const resumed = Object.entries(data?.resumptions ?? {});
+  const { unknown, ...resumptions } = data?.resumptions ?? {};
+  const resumed = Object.entries(resumptions);
   return html`<section aria-label="History">
     <div class="head2"><p class="note">The messages that the channel keeps, the newest first.${data && html` A client that has received all of them is at the position <span class="mono">${data.position}</span>.`}</p>${!error && html`<button type="button" onClick=${reload}>Refresh</button>`}</div>
     <${Table}
@@ -140,7 +141,7 @@ function History({ app, name, after }) {
         },
       ]}
     />
-    ${resumed.length > 0 && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ")}</p>`}
+    ${data && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ") || "none"}.${unknown > 0 && ` Subscriptions without a known position, mostly of new clients: ${whole(unknown)}.`}</p>`}
     ${data?.recovered === false && html`<p class="note">The messages of this page have expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>

@@ -38,7 +38,7 @@ function Sessions({ params }) {
       <${Choice} label="State" value=${state} put=${(/** @type {string} */ value) => put({ state: value })} options=${[["", "all"], ["connected", "connected"], ["absent", "absent"]]} />
     </div>
     <${Missing} data=${data} />
-    ${rows?.some((/** @type {any} */ row) => row.state === "absent") && html`<p class="note">“≥”: more messages may wait for an absent client, in the logs of its subscriptions.</p>`}
+    ${rows?.some(addsNewer) && html`<p class="note">“+ newer”: messages that were published after the client disconnected also wait for it, but are not counted.</p>`}
     <${Table}
       caption="MQTT sessions"
       rows=${rows}
@@ -62,7 +62,7 @@ function Sessions({ params }) {
         { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => (row.state === "connected" ? known(row.waiting) : `≥ ${known(row.waiting)}`) },
+        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => `${known(row.waiting)}${addsNewer(row) ? " + newer" : ""}` },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
@@ -85,7 +85,7 @@ function Sessions({ params }) {
           ["Since", shown.since ? date(shown.since) : "–"],
           ["Expires", expiry(shown)],
           ["Worker", html`<${Node} of=${shown.worker} label="none, the client is absent" />`],
-          ["Waiting", shown.state === "connected" ? known(shown.waiting) : `at least ${known(shown.waiting)}: new messages of its subscriptions are not counted`],
+          ["Waiting", `${known(shown.waiting)}${addsNewer(shown) ? ", and the messages that were published after the client disconnected" : ""}`],
           ["In flight", known(shown.inflight)],
         ]}
       />
@@ -96,6 +96,11 @@ function Sessions({ params }) {
       ${!shown.filters.length && html`<p class="note">The client has subscribed to nothing.</p>`}
     <//>`}
   </section>`;
+}
+
+/** Returns whether messages that are published now wait for a client, and are not counted. @param {any} row @returns {boolean} */
+function addsNewer(row) {
+  return row.state === "absent" && (row.filter_count > row.filters.length || row.filters.some((/** @type {any} */ one) => one.qos));
 }
 
 /** @param {any} row */
