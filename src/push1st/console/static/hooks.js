@@ -25,7 +25,7 @@ export function Hooks({ params }) {
   const figure = (value) => (value || !isPart ? short(value ?? 0) : "–");
   return html`<${Screen} title="Hooks" lead="The endpoints that the server notifies of events, and the hook events that it could not deliver.">
     <${Missing} data=${data} />
-    <${Section} title="Endpoints" lead=${data?.away && `Only the worker ${data.from} could be asked. An endpoint without events there is unknown, because another worker may have its queue.`}>
+    <${Section} title="Endpoints" lead=${!data?.away ? "The numbers of delivered events are totals since the workers started." : `Only the worker ${data.from} could be asked. An endpoint without events there is unknown, because another worker may have its queue.`}>
       <${Table}
         caption="Endpoints"
         rows=${endpoints}
