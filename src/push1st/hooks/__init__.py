@@ -215,7 +215,7 @@ class HookOperations(Protocol):
         """
 
     async def redrive(self, app: str, hook: str, ids: Sequence[str]) -> "Redrive":
-        """Queues dead letters again, after the events that wait, in the order of the file. Tries their endpoints immediately.
+        """Queues dead letters again, after the events that wait, in the order of their `time_ms`, and tries their endpoints.
 
         hook: only those of an endpoint; "": all. Raises OSError if the folder cannot be written; then nothing is queued.
         """

@@ -123,7 +123,7 @@ class DeadLetters:
             return LetterPage(tuple(letters), following, examined)
 
     def claim(self, ids: Sequence[str], resolve: Resolve, at: float) -> tuple[list[Letter], Counter[str]]:
-        """Marks letters as redriven. Returns these letters, oldest first, and the number of the others by the reason.
+        """Marks letters as redriven. Returns them in the order of their `time_ms`, and the number of the others by the reason.
 
         No other call, in any process, returns one of these letters again. at: the time in seconds since 1970. Raises OSError;
         then no letter is marked.
@@ -149,7 +149,7 @@ class DeadLetters:
                     refused[GONE] += 1
                 else:
                     found.append(place)
-            letters = [letter for _, _, letter in sorted(found, key=lambda one: one[:2])]
+            letters = [letter for *_, letter in sorted(found, key=lambda one: (one[2].dead.original_ms, *one[:2]))]
             if letters:
                 mark = Redriven(tuple([letter.id for letter in letters]), at)
                 self._append(file, msgspec.json.encode(mark) + b"\n", is_synced=True)

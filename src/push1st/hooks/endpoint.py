@@ -97,10 +97,12 @@ class HookEndpoint:
         source: the connection that caused the event; "" if no connection caused it.
         time_ms: the time of an earlier delivery of the event, in milliseconds since 1970; 0 for a new event.
         """
-        is_queued = self.queue.put(channel, event, source, self._context.clock.monotonic(), time_ms)
+        now = self._context.clock.monotonic()
+        is_queued = self.queue.put(channel, event, source, now, time_ms)
         if self.queue.dropped:
-            lost, self.queue.dropped = self.queue.dropped, []
-            self._lose_all("overflowed", lost)
+            dropped, self.queue.dropped = self.queue.dropped[::-1], []  # the oldest first
+            wall_ms = self._context.clock.wall() // 1_000_000
+            self._lose_all("overflowed", ((one, ms or wall_ms - int((now - at) * 1000)) for one, ms, at in dropped))
         if not is_queued:
             self._lose("overflowed", [event], time_ms)
             return

@@ -14,7 +14,7 @@ class Dead(msgspec.Struct, frozen=True):
     reason: why the server gave up the events, as in the metric `push1st_hook_events_total`.
     hook: the fingerprint of the endpoint; "" in a letter of an earlier version.
     error: why the endpoint did not accept the events, or other events; "" if no attempt failed.
-    time_ms: when the server first tried to deliver the events, or else when it dropped them, in milliseconds since 1970.
+    time_ms: when the server first tried to deliver the events, or else when it queued them, in milliseconds since 1970.
     A redrive does not change this time. It is 0 in a letter of an earlier version.
     """
 

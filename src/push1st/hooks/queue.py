@@ -179,8 +179,8 @@ class Queue:
         """sources whose part exceeds `LARGE_PART`: at most 2 / `LARGE_PART` sources, because the sum of all parts is at most 2"""
         self._gaps = 0
         """the number of entries in `_waiting` whose event the queue has dropped"""
-        self.dropped: list[tuple[bytes, int]] = []
-        """events that the queue dropped in a call of `put`, each with its `time_ms`; the caller of `put` empties this list"""
+        self.dropped: list[tuple[bytes, int, float]] = []
+        """the event, `time_ms` and `at` of each `QueuedEvent` that a call of `put` dropped; the caller empties this list"""
         self._ready: deque[str] = deque()
         """channels that have waiting events and that no delivery blocks"""
         self._busy: set[str] = set()
@@ -290,7 +290,7 @@ class Queue:
                 return False
             entry = next(reversed(largest.waiting))
             self._remove_from_source(entry)
-            self.dropped.append((entry.event, entry.time_ms))
+            self.dropped.append((entry.event, entry.time_ms, entry.at))
             self.events -= 1
             self.bytes -= len(entry.event) + OVERHEAD
             entry.event = b""

@@ -201,6 +201,28 @@ async def test_redriven_events_that_a_full_queue_drops_keep_their_time(tmp_path:
     await two.board.close(0)
 
 
+async def test_events_that_a_full_queue_dropped_are_redriven_in_the_order_in_which_they_occurred(tmp_path: Path) -> None:
+    """The queue drops the newest event of a connection first."""
+    one = Board(A, config=HooksConfig(folder=str(tmp_path), events=4))
+    one.hang()
+    (endpoint,) = one.board._of(APP)
+    for number in range(4):
+        endpoint.put("c", b'{"name":"channel_occupied","channel":"c","n":%d}' % number, "1.1")
+        one.clock.advance(1)
+    for name in "de":
+        endpoint.put(name, b'{"name":"channel_occupied","channel":"d"}', f"2.{name}")
+    await one.board.close(0)
+    two = board(tmp_path, A)
+    two.clock.advance(100)
+    assert [json.loads(bytes(letter.dead.events[0]))["n"] for letter in (await page(two)).letters] == [2, 3]
+    await two.board.operations.redrive(APP, "", await ids(two))
+    await until_sent(two, 2)
+    assert [json.loads(body)["events"][0]["n"] for _, body in two.at[A.url].told] == [2, 3]
+    first, second = times(two)
+    assert second == first + 1000
+    await two.board.close(0)
+
+
 async def test_letters_belong_to_their_endpoint(tmp_path: Path) -> None:
     await with_letters(tmp_path, "c1")
     await with_letters(tmp_path, "c2", url=B.url)

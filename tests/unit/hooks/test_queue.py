@@ -238,7 +238,7 @@ def test_one_source_does_not_displace_the_others(events, bytes):
     assert sum(one.put("flood", b"f%04d" % number, "1.1") for number in range(500)) == 100
     for number in range(40):
         assert one.put(f"c{number}", b"c%04d" % number, f"2.{number}")
-        assert one.dropped == [(b"f%04d" % (99 - number), 0)]
+        assert one.dropped == [(b"f%04d" % (99 - number), 0, 0)]
         one.dropped.clear()
         assert not one.put("flood", b"f9999", "1.1")
     for number in range(5):
@@ -329,7 +329,7 @@ def test_the_counts_match_the_queue_whichever_source_gives_way(steps, concurrenc
             order[channel].append(event)
         else:
             fate[event].append("refused")
-        for lost, _ in one.dropped:
+        for lost, *_ in one.dropped:
             fate[lost].append("gave way")
             order[chr(lost[0])].remove(lost)
         one.dropped.clear()
