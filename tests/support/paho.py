@@ -139,6 +139,7 @@ class PahoClient:
         """Ends the connection with DISCONNECT. reason: its reason code; 0 in versions before MQTT 5.0."""
         self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=reason) if reason else None)
         self._client.loop_stop()
+        self._client._reset_sockets()  # otherwise, the garbage collector may find them before it finds the client
 
 
 @contextlib.contextmanager
