@@ -34,6 +34,10 @@ PARALLEL_LONG = -n 6 --dist worksteal
 # Only the files that name the mark are collected, because each of the six processes would need half a minute to collect all
 # tests. In this order, the longest tests begin early.
 LONG = $$(grep -rl --include='test_*.py' 'mark\.long' tests | sort -r)
+RUN_LONG = $(BIN)/python -m pytest --timeout 1800 --durations 0 --durations-min 10
+# A test marked `alone` runs after the others, by itself, because its clients alone need all cores. Beside other tests it would
+# measure which process gets a core: its clients give up handshakes that take longer than some seconds, and begin again.
+# Exit code 5: `ARGS` has no such tests.
 
 # The tests start thousands of processes. Without the bytecode files of its modules, each process compiles the whole package.
 unexport PYTHONDONTWRITEBYTECODE
@@ -79,8 +83,12 @@ test-ready: $(INSTALLED) ## compile the tests once; otherwise each process of `m
 	@$(BIN)/python -m pytest --collect-only -qq >/dev/null
 
 test-long: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests that take minutes: repeated kills, long outages, long model runs
-	@echo "test-long: only the tests marked long, six at a time, since most of them wait; about a quarter of an hour"
-	@$(BIN)/python -m pytest -m long $(PARALLEL_LONG) --timeout 1800 --durations 0 --durations-min 10 $(or $(ARGS),$(LONG))
+	@echo "test-long: only the tests marked long, six at a time, since most of them wait, and then those marked alone;"
+	@echo "test-long: about a quarter of an hour"
+	@failed=0; \
+		$(RUN_LONG) -m "long and not alone" $(PARALLEL_LONG) $(or $(ARGS),$(LONG)) || [ $$? -eq 5 ] || failed=1; \
+		$(RUN_LONG) -m "long and alone" $(or $(ARGS),$(LONG)) || [ $$? -eq 5 ] || failed=1; \
+		exit $$failed
 	@echo "test-long: the pictures of the console's pages are in .pictures"
 
 test-broker: $(INSTALLED) $(NODE_INSTALLED) $(PROGRAMS_SOUGHT) ## run the tests of brokers and clusters with the server of a container image: IMAGE=redis:7.4-bookworm

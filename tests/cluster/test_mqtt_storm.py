@@ -14,7 +14,7 @@ from tests.support.valkey import Valkey
 
 @pytest.mark.parametrize(
     ("count", "seconds"),
-    [(500, 10), pytest.param(10_000, 120, marks=[pytest.mark.long, pytest.mark.timeout(500)])],
+    [(500, 10), pytest.param(10_000, 120, marks=[pytest.mark.long, pytest.mark.alone, pytest.mark.timeout(500)])],
     ids=["500", "10000"],
 )
 def test_sessions_of_devices_that_reconnect_at_once_are_continued(
