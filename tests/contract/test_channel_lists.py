@@ -137,6 +137,8 @@ async def test_page_has_the_numbers_of_subscriptions_and_users(implementation: I
         await broker.join(APP, "c", "1.1", None, 0)
         page = await broker.channel_lists.some(APP, "", lambda _: True, "", 10)
         assert sorted(page.channels, key=lambda one: one.channel) == [Occupancy("c", 1), Occupancy("presence-c", 3, 2)]
+        page = await broker.channel_lists.some(APP, "", lambda _: True, "", 10, has_users=False)
+        assert sorted(page.channels, key=lambda one: one.channel) == [Occupancy("c", 1), Occupancy("presence-c", 3)]
         assert (await broker.channel_lists.some("app-b", "", lambda _: True, "", 10)).channels == ()
 
 

@@ -297,13 +297,16 @@ class ChannelPage(msgspec.Struct, frozen=True, gc=False):
 class ChannelLists(Protocol):
     """Reads parts of a roster that may be very long, for operators."""
 
-    async def some(self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int) -> ChannelPage:
+    async def some(
+        self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int, has_users: bool = True
+    ) -> ChannelPage:
         """Returns at most `most` occupied channels that begin with `prefix` and are accepted, in no particular order.
 
         A page examines about `MAX_EXAMINED` channels at most (`brokers/listing.py`), so it may have fewer channels, or none.
         A channel that is occupied during all pages is in one of the pages at least.
 
         after: the cursor of an earlier page; "": from the beginning. Raises ValueError if it is not a cursor, and Refused(503).
+        has_users: whether the page has the numbers of users; otherwise they are 0.
         """
 
     async def some_members(self, app: str, channel: str, most: int) -> tuple[Member, ...]:

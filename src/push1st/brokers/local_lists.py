@@ -21,13 +21,16 @@ class LocalLists:
     def __init__(self, roster: LocalRoster) -> None:
         self._roster = roster
 
-    async def some(self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int) -> ChannelPage:
+    async def some(
+        self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int, has_users: bool = True
+    ) -> ChannelPage:
         found: list[Occupancy] = []
         examined = 0
         while True:
             names, after, count = self._roster.names(app).page(prefix, accepts, after, most - len(found), SLICE)
             entries = self._roster.channels(app)
-            found += [Occupancy(name, entries[name].subscriptions, len(entries[name].members)) for name in names]
+            counts = [(name, entries[name].subscriptions, len(entries[name].members)) for name in names]
+            found += [Occupancy(name, count, users if has_users else 0) for name, count, users in counts]
             examined += count
             if not after or len(found) >= most or examined >= MAX_EXAMINED:
                 return ChannelPage(tuple(found), after, examined)

@@ -81,7 +81,7 @@ class AppList:
         """Counts the channels of an app on all workers, each once. None: the broker is away."""
         try:
             self._context.require_broker()
-            page = await self._context.node.channel_lists.some(app, "", _is_public_name, "", MAX_COUNTED)
+            page = await self._context.node.channel_lists.some(app, "", _is_public_name, "", MAX_COUNTED, has_users=False)
         except Refused:
             return {"distinct_channels": None, "has_more_channels": False}
         return {"distinct_channels": len(page.channels), "has_more_channels": bool(page.next)}

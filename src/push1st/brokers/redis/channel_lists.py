@@ -30,7 +30,9 @@ class RedisLists:
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
-    async def some(self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int) -> ChannelPage:
+    async def some(
+        self, app: str, prefix: str, accepts: AcceptsChannel, after: str, most: int, has_users: bool = True
+    ) -> ChannelPage:
         match = _CURSOR.match(after or "0:0:")
         if match is None or int(match[1]) >= len(self._shards.all) or int(match[2]) > MAX_POSITION:
             raise ValueError(after)
@@ -63,11 +65,11 @@ class RedisLists:
             position, last = reply[0].decode(), ""
             if position == "0":
                 place += 1
-        return ChannelPage(await self._with_users(app, found), following, examined)
+        presence = [name for name in found if has_users and kind_of(name).presence]
+        return ChannelPage(await self._with_users(app, found, presence), following, examined)
 
-    async def _with_users(self, app: str, found: dict[str, int]) -> tuple[Occupancy, ...]:
-        """Returns the numbers of subscriptions and users. found: channel → number of subscriptions."""
-        presence = [name for name in found if kind_of(name).presence]
+    async def _with_users(self, app: str, found: dict[str, int], presence: list[str]) -> tuple[Occupancy, ...]:
+        """Returns the numbers of subscriptions, and of users on presence channels. found: channel → number of subscriptions."""
         counts = await asyncio.gather(*(self._shards.of(app, name).roster.user_count(app, name) for name in presence))
         users = dict(zip(presence, counts, strict=True))
         return tuple([Occupancy(name, count, users.get(name, 0)) for name, count in found.items()])
