@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from push1st.config.settings import MAX_APPS
 from push1st.console.live import MAX_MESSAGE, MAX_SOCKETS
 from push1st.console.samples import FIELDS
 from tests.support.console import PASSWORD, Operator, console, live
@@ -135,7 +136,20 @@ def test_app_has_its_settings_and_no_secret(site: tuple[ServerProcess, Operator]
     assert keys["webhooks"]["origin"].startswith("apps/apps.yml:")
     assert keys["limits.payload"]["origin"] == ""
     assert (answer.json["distinct_channels"], answer.json["has_more_channels"]) == (0, False)
+    assert answer.json["unlocated_after"] is None
     assert operator.get("/api/apps/nothing").status == 404
+
+
+def test_app_after_the_first_ones_says_that_the_places_of_its_settings_are_unknown() -> None:
+    some = {"limits": {"payload": 20_000}}
+    apps = {f"app-{number:03}": {"key": f"key-{number}", **some} for number in range(MAX_APPS + 1)}
+    with console({}, apps) as (_, operator):
+        operator.sign_in()
+        found = [operator.get(f"/api/apps/app-{number:03}").json for number in (MAX_APPS - 1, MAX_APPS)]
+        origins = [{one["key"]: one["origin"] for one in app["settings"]}["limits.payload"] for app in found]
+        assert origins[0].startswith("apps/apps.yml:")
+        assert origins[1] == ""
+        assert [app["unlocated_after"] for app in found] == [None, MAX_APPS]
 
 
 def test_configuration_has_origins_and_no_secret(site: tuple[ServerProcess, Operator]) -> None:
