@@ -7,6 +7,7 @@ the input (decision 0013). The lost connection gets the transport `LOST`, and pr
 
 import asyncio
 import os
+import select
 from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD
@@ -14,6 +15,7 @@ from termios import FIONREAD
 MAX_UNREAD = 262_144
 """maximum number of bytes that the worker reads from a socket after its connection is lost"""
 _NONE = bytes(4)
+_ENDED = getattr(select, "POLLRDHUP", select.POLLHUP)  # Linux reports the end of the input
 
 
 class Lost(asyncio.Transport):
@@ -72,6 +74,19 @@ def unread(transport: asyncio.Transport) -> bytes:
         socket = transport.get_extra_info("socket")
         return b"" if socket is None else os.read(socket.fileno(), MAX_UNREAD)
     return b""
+
+
+def is_ended(transport: asyncio.Transport) -> bool:
+    """Returns whether the client has ended a connection, which the worker does not notice while it does not read the socket."""
+    socket = transport.get_extra_info("socket")
+    if socket is None:
+        return transport is LOST
+    poll = select.poll()
+    try:
+        poll.register(socket.fileno(), _ENDED)
+        return bool(poll.poll(0))
+    except (OSError, ValueError):  # the socket has just been closed
+        return True
 
 
 def has_unread(transport: asyncio.Transport) -> bool:

@@ -14,7 +14,9 @@ All connections together process new input for at most `INPUT_SECONDS` in a turn
 before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
 
 The first input of a connection, such as a handshake, takes as long as many messages. So a crowd of new connections waits in a
-queue of its own: while thousands of clients reconnect, the messages of the connected clients do not wait for them.
+queue of its own: while thousands of clients reconnect, the messages of the connected clients do not wait for them. The newest
+connection comes first, because a client gives up after some seconds: with the oldest first, each client would be served when it
+gives up, and none would stay connected.
 
 A client may send input, and then close its socket. The worker still processes the backlog of such a lost connection, and discards
 the answers (`lost.py`).
@@ -23,7 +25,6 @@ This module does not depend on a protocol: each connection's method `process` de
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -87,8 +88,8 @@ class Turn:
         self._arrived: list[tuple[Connection, bytes]] = []
         self._late: dict[Connection, None] = {}
         """connections with new input that an earlier turn had no time to process"""
-        self._new: OrderedDict[Connection, None] = OrderedDict()
-        """new connections, likewise; finding the first key of a `dict` visits all removed ones"""
+        self._new: dict[Connection, None] = {}
+        """new connections, likewise"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
         """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""
@@ -130,7 +131,7 @@ class Turn:
             self._work(until)
             now = self.clock()
             if self._new:
-                self._work_off(self._new, max(until, now + NEW_SECONDS))
+                self._work_off(self._new, max(until, now + NEW_SECONDS), is_newest_first=True)
                 now = self.clock()
             if self._backlog:
                 self._work_off(self._backlog, now + max(BACKLOG_SECONDS, now - start))
@@ -151,6 +152,11 @@ class Turn:
             self._spent += self.clock() - start
         self._finish()
 
+    @property
+    def has_crowd(self) -> bool:
+        """Whether the first input of new connections waits."""
+        return bool(self._new)
+
     def keeps_lost(self) -> bool:
         """Returns whether lost connections keep their backlogs: only while fewer than `MAX_BACKLOGS` connections have one."""
         return len(self._backlog) + len(self._late) + len(self._new) < MAX_BACKLOGS
@@ -161,9 +167,6 @@ class Turn:
         until: a time in seconds of the clock; 0 stands for `INPUT_SECONDS` from now.
         """
         arrived, self._arrived = self._arrived, []
-        if self._new:  # these are older
-            self._postpone([one for one in arrived if one[0].is_new])
-            arrived = [one for one in arrived if not one[0].is_new]
         if len(arrived) <= ROUND:
             self._process(arrived)
             return
@@ -193,11 +196,14 @@ class Turn:
             waiting = self._new if connection.is_new else self._late
             (self._backlog if len(data) >= LONG_READ else waiting)[connection] = None
 
-    def _work_off(self, connections: dict[Connection, None], until: float) -> None:
+    def _work_off(self, connections: dict[Connection, None], until: float, is_newest_first: bool = False) -> None:
         """Lets each connection in `connections` process a slice, in rotation, until the time `until`."""
         while connections:
-            connection = next(iter(connections))
-            del connections[connection]
+            if is_newest_first:
+                connection, _ = connections.popitem()
+            else:
+                connection = next(iter(connections))
+                del connections[connection]
             try:
                 if connection.process(b""):
                     self._backlog[connection] = None

@@ -31,7 +31,7 @@ from push1st.protocols.mqtt.packets import (
     UnsubscribePacket,
     Violation,
 )
-from push1st.transports.lost import LOST, detach, unread
+from push1st.transports.lost import LOST, detach, is_ended, unread
 from push1st.transports.mqtt import publishing, reasons, resuming, subscribing
 from push1st.transports.mqtt.identity import ConnectRefused, MqttIdentity, MqttPeer, app_id, common_name, identify
 from push1st.transports.mqtt.input import MqttInput
@@ -201,6 +201,12 @@ class MqttConnection(MqttInput):
     def _connect(self, packet: ConnectPacket) -> None:
         context, peer = self._context, self._peer
         assert peer is not None
+        if context.turn.has_crowd and is_ended(self._transport):  # a late CONNECT would take over the client's next connection
+            if self._transport is LOST:
+                self._release()
+            else:
+                self._turn_away()
+            return
         try:
             identity = identify(context, packet, peer)
             client_id = packet.client_id or f"auto-{secrets.token_urlsafe(16)}"

@@ -1,6 +1,8 @@
 """The connection of an MQTT client: its first packet, slices of input, deadlines, and the end."""
 
 import asyncio
+import contextlib
+import socket
 from itertools import count
 
 import pytest
@@ -21,10 +23,12 @@ from push1st.protocols.mqtt.packets import (
     SubscribePacket,
     Will,
 )
+from push1st.transports.turn import ROUND
 from tests.support import mqtt_packets as encoded
 from tests.support.loop import turns
 from tests.support.mqtt_site import MqttClient, MqttSite, published
 from tests.support.node import app_config
+from tests.support.transport import Transport
 
 PING = b"\xc0\0"
 PONG = b"\xd0\0"
@@ -43,6 +47,41 @@ async def test_connack_of_each_version(site: MqttSite) -> None:
     assert answer == bytes.fromhex("20 0e 00 00 0b 22 00 0a 27 00 00 ff 78 21 00 14")
     assert site.metrics.opened == {"mqtt": 2, "mqtt5": 1}
     assert site.metrics.connections == {"mqtt": 0, "mqtt5": 1}  # each connection took over the client id
+
+
+class SlowConnection:
+    """A new connection whose first input takes a second."""
+
+    def __init__(self, site: MqttSite) -> None:
+        self.site = site
+        self.is_new = True
+
+    def process(self, data: bytes) -> bool:
+        self.site.clock.advance(1)
+        return False
+
+    def keep(self, data: bytes) -> None: ...
+
+    def hold_reading(self, hold: bool) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+async def test_connect_that_waited_until_its_client_gave_up_is_discarded(site: MqttSite) -> None:
+    with contextlib.ExitStack() as stack:
+        pairs = [tuple(map(stack.enter_context, socket.socketpair())) for _ in range(2)]
+        waiting, gone = (MqttClient(site, MQTT_311, Transport(number=server.fileno())) for server, _ in pairs)
+        pairs[1][1].close()
+        for _ in range(2 * ROUND):
+            site.context.turn.arrived(SlowConnection(site), b"x")
+        for number, client in enumerate((waiting, gone)):
+            client.connection.data_received(encoded.connect(ConnectPacket(MQTT_311, f"c{number}")))
+        await turns(10)
+        assert waiting.take() == bytes.fromhex("20 02 00 00")
+        assert gone.take() == b""
+        assert gone.transport.aborted
+        gone.lose()
+        assert site.metrics.connections == {"mqtt": 1}
 
 
 async def test_longer_keep_alive_is_replaced_in_mqtt_5_only(site: MqttSite) -> None:
