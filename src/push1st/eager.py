@@ -4,11 +4,14 @@ With the memory broker, most commands do not wait; with Redis, they wait for one
 its first wait, in the current turn of the event loop. Only a coroutine that waits gets a task, for its remaining part. Python
 3.12 has eager tasks for this purpose, but Python 3.11 has no such tasks (decision 0014).
 
-Before its first wait, a coroutine has no task of its own, so it must not use `asyncio.timeout` or `asyncio.current_task`.
+Before its first wait, a coroutine has no task of its own. `asyncio.timeout` would cancel the task that happens to run, which may
+belong to another part of the server. So all code uses `timeout` of this module, which rejects this use.
 """
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Generator
+from types import FrameType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
@@ -55,6 +58,16 @@ def run_eagerly(coroutine: Coroutine[Any, Any, T]) -> T | Suspended[T]:
         # coroutine yet, and another coroutine may await the same future. So the attribute is cleared here, and set again later.
         first._asyncio_future_blocking = False
     return Suspended(coroutine, first)
+
+
+def timeout(seconds: float) -> asyncio.Timeout:
+    """Returns `asyncio.timeout(seconds)`. Raises RuntimeError in a coroutine that `run_eagerly` runs up to its first wait."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is run_eagerly.__code__:
+            raise RuntimeError("a coroutine without a task of its own has no timeout: start it with create_task")
+        frame = frame.f_back
+    return asyncio.timeout(seconds)
 
 
 async def _finish(rest: Suspended[Any]) -> None:

@@ -131,6 +131,24 @@ def test_a_worker_that_does_not_answer_is_shown_as_such() -> None:
         until_ready(server, 2)
 
 
+def test_workers_answer_after_a_request_during_which_the_broker_hung() -> None:
+    valkey = Valkey()
+    try:
+        with running({"broker": valkey.url, "server": {"workers": 2}}) as server:
+            pids = [one["pid"] for one in until_ready(server, 2)["workers"]]
+            valkey.pause()
+            try:
+                found = json.loads(server.get("/status").body)
+            finally:
+                valkey.go_on()
+            assert (found["complete"], found["broker"]["reason"]) == (True, "the broker does not answer")
+            found = until_ready(server, 2)
+            assert [one["pid"] for one in found["workers"]] == pids
+            assert "worker hangs" not in server.output
+    finally:
+        valkey.close()
+
+
 def test_the_last_reload_is_shown_with_its_problems() -> None:
     with running() as server:
         assert status(server)["reload"] is None

@@ -8,6 +8,7 @@ import pytest
 from push1st import eager
 from push1st.eager import Suspended, join_background, run_eagerly, spawn
 from tests.support.loop import turns
+from tests.support.process import DEADLINE
 
 pytestmark = pytest.mark.usefixtures("loop_factory")
 
@@ -30,6 +31,30 @@ def test_exception_before_the_first_wait_is_raised_at_once():
 
     with pytest.raises(ValueError, match="no"):
         run_eagerly(fail())
+
+
+async def test_timeout_is_rejected_before_the_first_wait():
+    """The timeout would cancel the task of this test, and not the coroutine."""
+
+    async def with_timeout():
+        async with eager.timeout(1):
+            await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="no timeout"):
+        run_eagerly(with_timeout())
+    await asyncio.create_task(with_timeout())
+
+
+async def test_timeout_is_accepted_after_the_first_wait():
+    async def with_timeout():
+        await asyncio.sleep(0)
+        async with eager.timeout(0):
+            await asyncio.sleep(DEADLINE)
+
+    rest = run_eagerly(with_timeout())
+    assert isinstance(rest, Suspended)
+    with pytest.raises(TimeoutError):
+        await rest
 
 
 async def test_waiting_coroutine_returns_an_awaitable():

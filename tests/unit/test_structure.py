@@ -62,3 +62,8 @@ def test_no_test_module_is_imported() -> None:
 def test_unit_tests_have_the_folders_of_the_package() -> None:
     folders = {path.parent.relative_to(TESTS / "unit") for path in (TESTS / "unit").rglob("test_*.py")}
     assert [str(folder) for folder in folders if not (PACKAGE / folder).is_dir()] == []
+
+
+def test_timeouts_are_those_that_coroutines_without_a_task_may_not_use() -> None:
+    found = {file for file, text in files() if re.search(r"\basyncio\.timeout(_at)?\(", text)}
+    assert found == {"eager.py"}

@@ -12,6 +12,7 @@ import msgspec
 from push1st.console.endpoints import BrokerReports, ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.console.nodes import NodeAbout
 from push1st.console.wire import Replies
+from push1st.eager import timeout
 from push1st.status import BrokerDetails, BrokerSummary
 
 KIND = "cluster"
@@ -101,7 +102,7 @@ class Cluster:
         if ports is None:
             return {}
         try:
-            async with asyncio.timeout(BROKER_SECONDS):
+            async with timeout(BROKER_SECONDS):
                 return await ports.leases(nodes)
         except TimeoutError:
             return {}
@@ -134,7 +135,7 @@ class Cluster:
     async def _read(self, ports: BrokerReports) -> BrokerState:
         details: list[BrokerDetails] = []
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(BROKER_SECONDS):
+            async with timeout(BROKER_SECONDS):
                 details = await ports.details()
         status = self._context.node.status
         found = await status() if status is not None else b""

@@ -27,7 +27,7 @@ from push1st.console.nodes import KnownNodes, NodeAbout
 from push1st.core.app import App
 from push1st.core.controller import TopicHandler
 from push1st.core.node import Node
-from push1st.eager import MaybeAwaitable, spawn
+from push1st.eager import MaybeAwaitable, spawn, timeout
 from push1st.errors import Refused
 from push1st.metrics import AppCounts
 
@@ -330,7 +330,7 @@ class ConsoleWire:
         pending = self._pending[asked.number] = PendingRequest(nodes)
         try:
             self._publish(topic, asked, lost)
-            async with asyncio.timeout(seconds):
+            async with timeout(seconds):
                 await pending.done.wait()
         except TimeoutError:
             pass

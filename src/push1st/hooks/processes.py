@@ -11,6 +11,7 @@ from collections import deque
 from contextlib import suppress
 
 from push1st import logs
+from push1st.eager import timeout
 from push1st.hooks import TRANSPORTS, NotDelivered, Target, shown
 from push1st.hooks.child import DELIVER, FAILED, LENGTH, READY, REQUEST
 
@@ -46,7 +47,7 @@ class HookProcesses:
     async def _call(self, kind: bytes, body: bytes) -> bytes:
         child = await self._take()
         try:
-            async with asyncio.timeout(self._target.timeout):
+            async with timeout(self._target.timeout):
                 _send(child, kind, body)
                 kind, answer = await _receive(child)
         except TimeoutError:
@@ -123,7 +124,7 @@ class HookProcesses:
             raise NotDelivered("crashed", f"cannot be started: {exc.strerror}") from None
         self._children.add(child)
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with timeout(START_SECONDS):
                 kind, text = await _receive(child)
         except (TimeoutError, EOFError, OSError):
             await self._end(child)

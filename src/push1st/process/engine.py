@@ -19,6 +19,7 @@ from pathlib import Path
 
 from push1st import logs
 from push1st.config.model import EMBEDDED
+from push1st.eager import timeout
 from push1st.errors import ConfigError
 from push1st.process.children import Backoff, Process, Processes
 
@@ -196,7 +197,7 @@ def command(executable: str, path: Path) -> list[str]:
 async def replies(path: Path) -> bool:
     """Returns whether the engine on the socket `path` replies to a PING within `REPLY_SECONDS`."""
     try:
-        async with asyncio.timeout(REPLY_SECONDS):
+        async with timeout(REPLY_SECONDS):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(b"PING\r\n")

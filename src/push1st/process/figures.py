@@ -46,10 +46,11 @@ async def report(
     """
     broker = None
     if state is not None:
-        try:
-            async with asyncio.timeout(BROKER_SECONDS):
-                broker = await state()
-        except TimeoutError:
+        asked = asyncio.ensure_future(state())  # a task of its own, because this coroutine may have none yet (`eager.py`)
+        if (await asyncio.wait((asked,), timeout=BROKER_SECONDS))[0]:
+            broker = asked.result()
+        else:
+            asked.cancel()
             broker = BrokerStatus(False, "the broker does not answer", 1, [])
     due = time.perf_counter() + LAG_SECONDS
     await asyncio.sleep(LAG_SECONDS)

@@ -29,7 +29,7 @@ from push1st.core.appchanges import AppChanges
 from push1st.core.fanout import Fanout
 from push1st.core.node import Node
 from push1st.core.siblings import Siblings
-from push1st.eager import join_background, spawn
+from push1st.eager import join_background, spawn, timeout
 from push1st.errors import ConfigError, Refused
 from push1st.hooks.dispatcher import HookDispatcher
 from push1st.hooks.formats import set_edges
@@ -469,7 +469,7 @@ async def _is_listened_on(family: int, name: Any) -> bool:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
-            async with asyncio.timeout(SLICE_SECONDS):
+            async with timeout(SLICE_SECONDS):
                 await asyncio.get_running_loop().sock_connect(probe, name)
         except (OSError, TimeoutError):
             return False

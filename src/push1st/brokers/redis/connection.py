@@ -34,6 +34,7 @@ from push1st.brokers.redis.states import (
     ConnectionState,
 )
 from push1st.config.brokerurl import Address
+from push1st.eager import timeout
 from push1st.errors import Refused
 
 STATE_LOST = "NOLEASE"
@@ -204,7 +205,7 @@ class ShardConnection:
                 failures += 1
                 pause = min(self._timings.backoff, 0.05 * 2 ** min(failures, 10))
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - nodes retry at different times
+                    async with timeout(pause * random.uniform(0.5, 1)):  # noqa: S311 - nodes retry at different times
                         await self._retry.wait()
                 self._retry.clear()
                 continue

@@ -41,6 +41,7 @@ from push1st.brokers.redis.servers import Unusable, connect
 from push1st.brokers.redis.wire import decode_event
 from push1st.channels import kind_of
 from push1st.config.brokerurl import Address
+from push1st.eager import timeout
 from push1st.messages import ENTERING, HookEvent, HookEventKind, Phase
 
 MAX_EVENTS = 500
@@ -217,7 +218,7 @@ class Consumer:
         ledger.place = entries[-1][0]
         saved = resp.call(*self._reading())
         resp.flush()  # sends the place now: the process may die after this turn of the loop
-        async with asyncio.timeout(self._timings.read_silent):
+        async with timeout(self._timings.read_silent):
             return bool((await saved)[0])
 
     def _reading(self) -> tuple[Argument, ...]:
@@ -311,7 +312,7 @@ class Consumer:
                 there.update(f"c/{app}/{channel}" for channel in channels)
                 presence = [channel for channel in channels if kind_of(channel).presence]
                 replies = [resp.call("HKEYS", f"{self._base}:m:{app}/{channel}") for channel in presence]
-                async with asyncio.timeout(self._timings.read_silent):
+                async with timeout(self._timings.read_silent):
                     for channel, users in zip(presence, await asyncio.gather(*replies), strict=True):
                         there.update(f"m/{app}/{channel}\n{user.decode()}" for user in users)
         for left in ("held", "gone"):  # read after the roster, because a leave moves a field from the roster to these hashes
@@ -329,7 +330,7 @@ class Consumer:
 
     async def _call(self, resp: RespConnection, *command: Argument) -> Any:
         """Returns the reply to a command. Raises TimeoutError, ConnectionLost, ReplyError."""
-        async with asyncio.timeout(self._timings.read_silent):
+        async with timeout(self._timings.read_silent):
             return await resp.call(*command)
 
     async def _scan(self, resp: RespConnection, key: str) -> AsyncIterator[list[str]]:

@@ -17,6 +17,7 @@ import hiredis
 from push1st.brokers.redis.resp import Argument, ConnectionLost, OnPush, RespConnection
 from push1st.brokers.redis.scripts import CLUSTER_SHARDS, SCRIPTS
 from push1st.config.brokerurl import Address
+from push1st.eager import timeout
 
 CONNECT_SECONDS = 5
 """the seconds within which `connect` must find the server, connect to it, and load the scripts"""
@@ -49,7 +50,7 @@ async def connect(address: Address, tag: str, name: str, on_push: OnPush, lost: 
 
     Raises OSError, TimeoutError, Unusable or ConnectionLost.
     """
-    async with asyncio.timeout(CONNECT_SECONDS):
+    async with timeout(CONNECT_SECONDS):
         if address.how == "sentinel":
             host, port = await _master(address)
         elif address.how == "cluster":

@@ -16,7 +16,6 @@
 | `hook_events.py` | hook events, and the consumer that delivers them |
 """
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,6 +46,7 @@ from push1st.brokers.redis.topics import ShardTopics
 from push1st.brokers.redis.wire import copy_of
 from push1st.brokers.retained import bounds_of
 from push1st.config.brokerurl import Address
+from push1st.eager import timeout
 from push1st.errors import LimitReached
 
 log = logs.get("push1st.broker")
@@ -238,9 +238,9 @@ class Shard:
         if resp is None:
             return
         try:
-            async with asyncio.timeout(CONFIRM_SECONDS):
+            async with timeout(CONFIRM_SECONDS):
                 await self.lease.release(resp)
-            async with asyncio.timeout(self._timings.last_node):
+            async with timeout(self._timings.last_node):
                 await self.hook_events.deliver_last(resp)
         except (TimeoutError, ConnectionLost, hiredis.ReplyError) as exc:
             log.info("the entries of this node remain until its lease expires", reason=str(exc))
