@@ -162,7 +162,8 @@ def test_names_and_data_of_clients_are_text(page: Site, visit: Visit) -> None:
         page.go("channel", app="app-test", name="news", view="history")
     page.tab.evaluate("[...document.querySelectorAll('main td button')].at(-1).click()")
     page.until_text(f'"name": "{MARKUP}"')
-    page.until_text("Resumptions in all channels: none. Subscriptions without a known position, mostly of new clients: 1.")
+    text = "Subscriptions whose position the server does not know, mostly of new clients: 1."
+    page.until_text(f"Resumptions in all channels: none. {text}")
     page.tab.press("Escape")
     assert page.tab.evaluate("window.hacked === undefined && !document.querySelector('img, iframe, object')")
 
@@ -348,7 +349,7 @@ def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
     until(page.tab, CAN_PUBLISH)
     page.go("overview")
     until(page.tab, f"!document.body.innerText.includes('The broker is away since') && {ALL_WORK}", 30)
-    page.until_text("The broker lost its data at")
+    page.until_text("The broker lost its state at")
     assert page.tab.evaluate(IS_SAME_LOAD), "the page recovers without a reload"
 
 
@@ -382,7 +383,7 @@ def test_page_shows_the_successor_of_the_worker_that_it_watches(page: Site) -> N
     kill(watched)
     wait_until(lambda: page.server.output.count("worker ready") > ready, "the successor", 30)
     until(page.tab, f"{ALL_WORK} && {IS_LIVE}", 30)
-    page.until_text("ended without a stop, so its clients had to reconnect. A new worker has its place since")
+    page.until_text("disappeared without a graceful stop, so its clients had to reconnect. A new worker replaced it at")
     assert watched not in [node["pid"] for node in page.operator.get("/api/overview").json["nodes"]]
     assert not page.tab.evaluate(SIGN_IN), "the session outlives the worker"
     assert page.tab.evaluate(IS_SAME_LOAD)

@@ -25,7 +25,7 @@ def remedies() -> Remedies:
         ),
         ("this app has no presence channels", "pusher-clients", "Add the type to the app's channels"),
         ("there is no app x\ny", "who-is-calling", "Put the app's id into the path"),
-        ("this client does not read its messages", "raw-websocket-clients", "If single clients"),
+        ("this client does not read its messages", "raw-websocket-clients", "If only a few"),
         ("App key 'x' does not exist", "connecting", "Check the key in the client"),
     ],
 )

@@ -86,7 +86,7 @@ function Detail({ app: listed, close }) {
     ${data?.away && html`<p class="note">Only the worker ${data.from} has answered: the figures are its own.</p>`}
     ${error && html`<${Problem} error=${error} again=${reload} />`}
     ${!data && !error && html`<${Loading} />`}
-    ${data?.unlocated_after && html`<p class="note">The server keeps the places of settings only for its first ${whole(data.unlocated_after)} apps.</p>`}
+    ${data?.unlocated_after && html`<p class="note">The console shows the places in files only for the first ${whole(data.unlocated_after)} apps.</p>`}
     ${data && ["Limits", "Settings"].map((title) => html`<h3>${title}</h3><${Settings} of=${data.settings.filter((/** @type {any} */ one) => one.key.startsWith("limits.") === (title === "Limits"))} />`)}
   <//>`;
 }

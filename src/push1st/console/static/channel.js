@@ -141,7 +141,7 @@ function History({ app, name, after }) {
         },
       ]}
     />
-    ${data && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ") || "none"}.${unknown > 0 && ` Subscriptions without a known position, mostly of new clients: ${whole(unknown)}.`}</p>`}
+    ${data && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ") || "none"}.${unknown > 0 && ` Subscriptions whose position the server does not know, mostly of new clients: ${whole(unknown)}.`}</p>`}
     ${data?.recovered === false && html`<p class="note">The messages of this page have expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>

@@ -171,7 +171,7 @@ export async function call(method, path, body, signal) {
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }
     if (answer && typeof answer === "object") {
-      // On the overview, the worker of the live channel decides: another worker may have lost the broker alone.
+      // On the overview, only the worker of the live socket sets `away`: the broker may be away for the answering worker only.
       if ("away" in answer && !(path === "version" && live.watches.has("overview") && liveState.value === "open")) away.set(answer.away || "");
       answer.from = response.headers.get("Push1st-Worker");
     }
@@ -225,8 +225,8 @@ export function useNodeName(id) {
 
 /**
  * Loads an answer, and loads it again when its path changes, when the broker is back, and every `every` seconds while the tab is
- * visible. A search that examined as much as it may is repeated only after an error, or when the broker is back if one worker
- * answered alone. The former answer stays until the next one has arrived.
+ * visible. A search that has reached its limit is repeated only after an error, or when the broker is back after an answer of
+ * only one worker. The former answer stays until the next answer arrives.
  * @param {string | null} path null loads nothing
  * @param {number} [every]
  * @returns {Loaded}

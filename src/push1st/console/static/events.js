@@ -82,13 +82,13 @@ export function Events({ params }) {
       </label>
       <div class="submit">
         <p id="json-state" class=${problem || isAway ? "warning" : "note"} role="status">
-          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server sends it as text.` : `JSON, ${bytes(size(json(form.data)))} as sent`}
+          ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server publishes it as a string.` : `JSON, ${bytes(size(json(form.data)))} as sent`}
         </p>
         <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
       ${error && html`<div id="refusal"><${Problem} error=${error} /></div>`}
     </form>
-    <${Section} title="Sent from this tab" lead=${`The events of this app among the last ${MAX_KEPT}. The tab keeps them in memory until you close it. The number of subscribers may lack MQTT clients whose filters have wildcards or are shared.`}>
+    <${Section} title="Sent from this tab" lead=${`The events of this app among the last ${MAX_KEPT}. The tab keeps them in memory until you close it. The number of subscribers may not include MQTT clients whose filters have wildcards or are shared.`}>
       <${Table}
         caption="Published events"
         rows=${sent.filter((row) => row.app === app)}

@@ -25,7 +25,7 @@ export function Hooks({ params }) {
   const figure = (value) => (value || !isPart ? short(value ?? 0) : "–");
   return html`<${Screen} title="Hooks" lead="The endpoints that the server notifies of events, and the hook events that it could not deliver.">
     <${Missing} data=${data} />
-    <${Section} title="Endpoints" lead=${!data?.away ? "The numbers of delivered events are totals since the workers started." : `Only the worker ${data.from} could be asked. An endpoint without events there is unknown, because another worker may have its queue.`}>
+    <${Section} title="Endpoints" lead=${!data?.away ? "The numbers of delivered events are totals since the workers opened the endpoint." : `Only the worker ${data.from} has replied. An endpoint without events on this worker is unknown: another worker may have its queue.`}>
       <${Table}
         caption="Endpoints"
         rows=${endpoints}
@@ -163,8 +163,8 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" kind="primary" act=${redrive} close=${() => ask(false)}>
       <p>The server queues their events again: the oldest first, after the events that wait already, and up to 100 letters a second. It redrives each letter once only.</p>
-      ${state && html`<p class="warning">Events such as <code>${state}</code> report a state, which may have changed since. A backend that does not compare <code>time_ms</code> takes the old state for the current one.</p>`}
-      ${endpoints.some((one) => one.failing && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint did not accept the last delivery. The redrive tries it again immediately; if it still fails, the events may become dead letters again.</p>`}
+      ${state && html`<p class="warning">Events such as <code>${state}</code> report a state, which may have changed since. A backend that does not compare <code>time_ms</code> stores the old state as the current state.</p>`}
+      ${endpoints.some((one) => one.failing && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint did not accept the last delivery. The redrive retries a delivery immediately. If the endpoint still fails, the events may become dead letters again.</p>`}
     <//>`}
   <//>`;
 }

@@ -234,7 +234,7 @@ function Detail({ app, row, put }) {
     </dl>
     ${row.data !== undefined && row.data !== null && html`<${Data} of=${row.data} label="Data of the event" encoding=${row.encoding} />`}
     ${row.cut && html`<p class="note">The beginning of the data.</p>`}
-    ${row.link && html`<p class="note">From ${row.link.split(":~:")[0].replaceAll("-", " ").replace(/#(.)(.*)/, (/** @type {string[]} */ ...[, first, rest]) => `, section “${first.toUpperCase()}${rest}”`)}.</p>`}
+    ${row.link && html`<p class="note">More in ${row.link.split(":~:")[0].replaceAll("-", " ").replace(/#(.)(.*)/, (/** @type {string[]} */ ...[, first, rest]) => `, section “${first.toUpperCase()}${rest}”`)}.</p>`}
     ${row.channel && html`<p><a href=${link("channel", { app, name: row.channel })}>Go to the channel</a></p>`}`;
 }
 

@@ -38,7 +38,7 @@ function Sessions({ params }) {
       <${Choice} label="State" value=${state} put=${(/** @type {string} */ value) => put({ state: value })} options=${[["", "all"], ["connected", "connected"], ["absent", "absent"]]} />
     </div>
     <${Missing} data=${data} />
-    ${rows?.some(addsNewer) && html`<p class="note">“+ newer”: messages that were published after the client disconnected also wait for it, but are not counted.</p>`}
+    ${rows?.some(addsNewer) && html`<p class="note">“+ newer”: messages that were published after the client disconnected may also wait for the client. They are not counted.</p>`}
     <${Table}
       caption="MQTT sessions"
       rows=${rows}
@@ -98,7 +98,7 @@ function Sessions({ params }) {
   </section>`;
 }
 
-/** Returns whether messages that are published now wait for a client, and are not counted. @param {any} row @returns {boolean} */
+/** Returns whether messages that are published now may wait for a client, and are not counted. @param {any} row @returns {boolean} */
 function addsNewer(row) {
   return row.state === "absent" && (row.filter_count > row.filters.length || row.filters.some((/** @type {any} */ one) => one.qos));
 }

@@ -245,15 +245,15 @@ function statements(data) {
     say("bad", `missing ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> has not answered.${replaced(one)}`);
   }
   for (const one of data.lost ?? []) {
-    const how = one.replaced ? `ended without a stop, so its clients had to reconnect.${replaced(one)}` : `has ended without a stop, or hangs: the others miss it since ${clock(one.at)}.`;
+    const how = one.replaced ? `disappeared without a graceful stop, so its clients had to reconnect.${replaced(one)}` : `has disappeared without a graceful stop, or hangs. Other workers detected this at ${clock(one.at)}.`;
     say(one.replaced ? "warn" : "bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> ${how}`);
   }
-  if (data.broker_lost_at) say("bad", "broker lost", `The broker lost its data at ${clock(data.broker_lost_at)}: earlier histories, retained messages and absent MQTT sessions are gone.`);
-  if (data.without_console) say("warn", "without console", html`${data.without_console === 1 ? "One worker has" : `${whole(data.without_console)} workers have`} no console, so all screens lack what they serve: give all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
+  if (data.broker_lost_at) say("bad", "broker lost", `The broker lost its state at ${clock(data.broker_lost_at)}: earlier histories, retained messages and absent MQTT sessions are lost.`);
+  if (data.without_console) say("warn", "without console", html`${data.without_console === 1 ? "One worker has" : `${whole(data.without_console)} workers have`} no console, so all screens are incomplete. Configure on all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {
     // A figure that changes stands at the end of the last text, because it moves what follows.
-    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: events have waited for an endpoint for ${duration(oldest.hook_oldest)}.`}`);
+    say("bad", "hooks", html`<a href=${link("hooks", { app: oldest.hook_app })}>Hooks</a> of the app <b><${Text} of=${oldest.hook_app} /></b>${`: the oldest waiting event has waited ${duration(oldest.hook_oldest)}.`}`);
   }
   /** @param {any} node */
   const isNew = (node) => node.uptime < SECONDS; // it may have lost events before its first sample
@@ -287,7 +287,7 @@ function statements(data) {
 
 /** @param {any} one */
 function replaced(one) {
-  return one.replaced ? ` A new worker has its place since ${clock(one.replaced)}.` : "";
+  return one.replaced ? ` A new worker replaced it at ${clock(one.replaced)}.` : "";
 }
 
 /** Returns whether there are rates, which need two samples. */
