@@ -102,7 +102,7 @@ def wide_name_error(name: str) -> str | None:
 def subscription_note(app: str, types: Collection[str], name: str, limit: int = 164) -> str:
     """Returns why no client, or no Pusher client, can subscribe to a channel; "" if all clients can subscribe.
 
-    app: the app's id. types: the app's channel types. limit: see `pusher_name_error`.
+    app: the app's id. types: the kinds of channels that the app permits. limit: see `pusher_name_error`.
     """
     if name.startswith("#"):  # the channel of a user: a client subscribes when it signs in
         return ""

@@ -221,7 +221,7 @@ class Metrics:
         self.broker_away = 0.0
         """the number of seconds without a connection to the broker"""
         self.broker_lost_at = 0.0
-        """the time at which this worker last found that the broker had lost its state, in seconds since 1970; 0 for never"""
+        """the time at which this worker last detected a loss of the broker's state, in seconds since 1970; 0 without a loss"""
         self.broker_unconfirmed = 0
         """the number of messages that the broker did not confirm in time"""
         self.hook_events: Counter[str] = Counter()

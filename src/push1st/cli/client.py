@@ -19,7 +19,7 @@ from push1st.config.tree import variable
 from push1st.errors import ClientError, ConfigError, Rejected
 
 ABOUT_APP = frozenset((401, 403, 404, 4001, 4003))
-"""the HTTP statuses and close codes of rejections that another app, or its secret, may prevent"""
+"""the HTTP statuses and close codes of rejections that a wrong app or secret may cause"""
 
 
 class ServerApp(msgspec.Struct, frozen=True):
@@ -70,8 +70,8 @@ def server_url(config: Config, scheme: str) -> str:
 
 @contextlib.contextmanager
 def naming_assumed_app(target: ServerApp) -> Iterator[None]:
-    """Adds a note to a `Rejected` error about the app if no option selects an app: the note explains that the demo's app was
-    used.
+    """Adds a note to a `Rejected` error that a wrong app may have caused, if no option selects an app: the command used the
+    demo's app.
     """
     try:
         yield

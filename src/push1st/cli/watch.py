@@ -206,7 +206,9 @@ def _password(config: Config) -> str:
         return given
     if not sys.stdin.isatty():
         why = f"{VARIABLE if variable else 'console.password'} has only its hash" if given else "the variable is not set"
-        raise ConfigError(f"put the password of the console into {VARIABLE}: {why}, and there is no terminal to enter it")
+        raise ConfigError(
+            f"put the password of the console into {VARIABLE}: {why}, and there is no terminal on which to enter the password"
+        )
     try:
         return getpass.getpass("Password of the console: ")
     except EOFError:

@@ -75,8 +75,12 @@ class Cluster:
         }
 
     def _node(self, name: str, facts: NodeFacts | None, lease: float | None, replies: Replies) -> dict[str, Any]:
-        """Returns a node. here: whether it is this worker. state: `ready`, `draining`, `replaced`, `no answer` or `no console`.
-        It is `unknown` while the broker is away, and for a node that has not answered or greeted since this worker began."""
+        """Returns the row of a node.
+
+        The field `here` is whether the node is this worker. The field `state` is `ready`, `draining`, `replaced`, `no answer`,
+        `no console`, or `unknown`. It is `unknown` while the broker is away, and for a node from which this worker has received
+        no message yet.
+        """
         wire = self._context.wire
         about: NodeFacts | NodeAbout | None = facts or wire.nodes.get(name)
         if wire.nodes.has_ended(name):

@@ -97,7 +97,11 @@ class TerminateBody(msgspec.Struct):
 
 
 class ListedOutlet(Protocol):
-    """The properties that all outlets of sessions have. began: its begin on `Clock.monotonic`; 0 before."""
+    """The properties that all outlets of sessions have.
+
+    began: the time at which the connection was established, on `Clock.monotonic`; 0 before this time.
+    unsent: the number of bytes that wait for the client.
+    """
 
     @property
     def began(self) -> float: ...

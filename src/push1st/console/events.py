@@ -1,7 +1,8 @@
 """The endpoint of the event creator, which publishes like `POST /apps/{app}/events` of the HTTP API, within the app's limits.
 
-The body may have the field `user` in place of `channel`: the id of a signed-in user, who receives the event. The answer is that
-of the HTTP API to an unsigned call, with `notes`: the reasons why some clients cannot subscribe to the channels.
+The body may have the field `user` in place of `channel`: the id of a signed-in user, who receives the event. The answer is
+the answer of the HTTP API to a call without a signature, plus `notes`: the reasons why some clients cannot subscribe to the
+channels.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The nodes that disappeared without a graceful stop, in the view of one worker. This module knows no clock."""
+"""The nodes that disappeared without a graceful stop, as one worker knows them. This module knows no clock."""
 
 from collections.abc import Collection, Mapping
 
@@ -14,8 +14,8 @@ MAX_LOST = 20
 class LostNode(msgspec.Struct, frozen=True, array_like=True):
     """A lost node.
 
-    at: the time at which it was missed, in seconds since 1970.
-    about: its report about itself; None if it is not known.
+    at: the time at which other workers detected the loss, in seconds since 1970.
+    about: the report of the node about itself; None if the report is not known.
     replaced: the time at which its successor began, in seconds since 1970; 0 without a successor.
     """
 
@@ -25,8 +25,10 @@ class LostNode(msgspec.Struct, frozen=True, array_like=True):
 
 
 class LostNodes:
-    """The nodes that were killed, or hang, or have no network: they sent no farewell, and their lease has expired, or another
-    node has their place."""
+    """The nodes that were killed, hang or have no network.
+
+    These nodes sent no farewell, and either their lease has expired, or another node has taken their place.
+    """
 
     __slots__ = ("_known", "_living", "_lost")
 
@@ -51,7 +53,10 @@ class LostNodes:
         self._bound()
 
     def learn(self, lost: Mapping[str, LostNode]) -> None:
-        """Adds the lost nodes of another worker, which may be older than this worker, or may have missed them earlier."""
+        """Adds the lost nodes that another worker reports.
+
+        The other worker may be older than this worker, or may have detected the loss earlier.
+        """
         for node, one in lost.items():
             own = self._lost.get(node, one)
             if one.about is not None:

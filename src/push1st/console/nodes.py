@@ -1,4 +1,4 @@
-"""The nodes that have a console: their names for people, and which of them has replaced which. Pure."""
+"""Display names of the nodes that have a console, and the successor of each replaced node. This module is pure."""
 
 from collections.abc import Collection
 from contextlib import suppress
@@ -8,16 +8,16 @@ import msgspec
 MAX_KNOWN = 2000
 """the number of known nodes above which all of them are forgotten"""
 LEASE_SECONDS = 15.0
-"""the maximum number of seconds after which a node that has ended is missed: its lease, and some time for slow machines"""
+"""the maximum number of seconds after which other workers detect the end of a node: its lease, and some time for slow machines"""
 
 
 class NodeAbout(msgspec.Struct, frozen=True, array_like=True):
-    """What a node reports about itself.
+    """The report of a node about itself.
 
-    machine, worker: its name for people: its machine, and the number of the worker.
-    server: the random name of its supervisor. A supervisor gives the number of a worker to another one only after the process of
-    the first one has ended. "" for a worker without a supervisor.
-    began: the time of its start, in seconds since 1970.
+    machine, worker: the display name of the node: its machine, and the number of the worker.
+    server: the random name of the node's supervisor; "" for a worker without a supervisor. A supervisor gives the number of a
+        worker to another worker only after the process of the first worker has ended.
+    began: the time at which the node started, in seconds since 1970.
     """
 
     machine: str
@@ -40,7 +40,7 @@ class KnownNodes:
         self._name = name
         self._own = own
         self.own = msgspec.msgpack.encode(own)
-        """the report of this worker, as other nodes learn it"""
+        """the encoded report that this worker sends to other nodes"""
         self._about: dict[str, NodeAbout] = {}
         self._places = {own.place: name}
         """the newest node of each place"""
@@ -49,7 +49,7 @@ class KnownNodes:
         return node in self._about
 
     def learn(self, node: str, packed: bytes) -> str:
-        """Keeps the report of a node. Returns the node that has ended, because this node has its place; "" if there is none."""
+        """Stores the report of a node. Returns the other node whose place this node has taken; "" without such a node."""
         self._make_room()
         with suppress(msgspec.DecodeError, UnicodeDecodeError):  # a worker of another version
             about = self._about[node] = _about.decode(packed)
@@ -58,7 +58,7 @@ class KnownNodes:
         return ""
 
     def learn_lost(self, node: str, about: NodeAbout) -> None:
-        """Keeps the report of a node that another worker has lost."""
+        """Stores the report of a node that another worker has reported as lost."""
         self._make_room()
         self._about.setdefault(node, about)
 
@@ -76,10 +76,12 @@ class KnownNodes:
         return about is not None and bool(about.server) and self._places.get(about.place, node) != node
 
     def successor(self, about: NodeAbout | None, missed: float, living: Collection[str]) -> float:
-        """Returns the time at which the successor of a node began; 0 if no node has its place.
+        """Returns the time at which the successor of a node started; 0 without a successor.
 
-        missed: the time at which the node was missed. Workers without a supervisor may have the same place. So a successor of
-        such a worker must be younger than the last lease of this worker.
+        missed: the time at which other workers detected the loss of the node.
+
+        Two workers without a supervisor may have the same place. So a node is the successor of such a worker only if the node
+        started at most `LEASE_SECONDS` before `missed`, or later.
         """
         if about is None:
             return 0

@@ -25,7 +25,7 @@ from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
 
 KIND = "overview"
 LOST = "lost"
-"""the kind of the request for what was lost before a worker began"""
+"""the kind of the request for the losses before a worker started"""
 KEEP_SECONDS = 1.0
 """the seconds for which a worker keeps an answer"""
 FACTS_SECONDS = 5.0
@@ -58,10 +58,10 @@ class NodeOverview(WorkerFigures, frozen=True, kw_only=True):
 
 
 class Losses(msgspec.Struct, frozen=True, array_like=True):
-    """What was lost in the last ten minutes, in the view of a worker.
+    """The nodes and the state of the broker that were lost in the last ten minutes, as one worker knows them.
 
     nodes: the nodes that disappeared without a graceful stop.
-    broker_at: the time at which the broker had lost its state, in seconds since 1970; 0 if it never had.
+    broker_at: the time at which a worker detected the loss of the broker's state, in seconds since 1970; 0 without a loss.
     """
 
     nodes: dict[str, LostNode]
@@ -69,7 +69,7 @@ class Losses(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
-    """The reply of a worker. A tab gets the figures of each worker, but the losses and one series for all of them.
+    """The reply of a worker. A tab receives the figures of each worker, and the losses and the series of all workers combined.
 
     figures: the figures of the worker.
     series: the samples; None if they were not requested.
@@ -113,12 +113,12 @@ class Overview:
         self._lost = LostNodes(context.wire.nodes)
         context.wire.serve(KIND, self._own)
         self._broker_lost_at = 0.0
-        """the latest time at which a worker has found that the broker had lost its state"""
+        """the latest time at which a worker detected a loss of the broker's state"""
         context.wire.serve(LOST, lambda _: msgspec.msgpack.encode(self._losses()))
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
 
     async def open(self) -> None:
-        """Requests what was lost before this worker began, because the old workers end at a reload."""
+        """Requests the earlier losses from the other workers, because old workers end at a reload."""
         with suppress(Refused):
             for _, losses in (await self._context.wire.request(LOST)).decoded(_losses.decode):
                 self._learn(losses)
@@ -280,7 +280,7 @@ class Overview:
 
 
 def _named(node: str, about: NodeAbout | None, replaced: float) -> dict[str, Any]:
-    """Returns a node with its name for people, which may be unknown, and the time at which its successor began, if any."""
+    """Returns a node with its display name, if known, and the time at which its successor started, if any."""
     return {
         "id": node,
         "machine": about and about.machine,

@@ -43,7 +43,7 @@ class Samples:
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, ...]] = deque(maxlen=MAX_SAMPLES)
-        """each sample is its time, and then the values"""
+        """each sample is a tuple: the time, and then the values"""
         self._next = 0.0
         self._at = 0.0
 
@@ -67,7 +67,7 @@ class Samples:
 
 
 def _rates(counts: list[float], seconds: list[float]) -> list[float]:
-    """Returns the rates of a counter. seconds: the durations between its values, the first of which has the rate 0."""
+    """Returns the rates of a counter. seconds: the durations between the values. The first rate is 0."""
     grown = [max(0.0, after - before) for before, after in pairwise(counts)]
     return [0.0 for _ in counts[:1]] + list(map(operator.truediv, grown, seconds))
 
@@ -76,8 +76,8 @@ async def added(series: Sequence[Series], now: float) -> dict[str, Any]:
     """Returns the sums of the series of several workers.
 
     at: the time of the last values in seconds since 1970. values: see `Series`.
-    The last sample of some workers may be due in a moment, so the sums end with the last sample that all workers have. The series
-    of workers whose clocks are wrong are left out.
+    The last sample of some workers may be due in a moment, so the sums end with the last sample that all workers have. The sums
+    omit a worker whose clock differs by more than `MAX_APART_SECONDS` from the clock of this worker.
 
     now: the time of this worker in seconds since 1970.
     """

@@ -45,7 +45,7 @@ LONG = 1024
 """the number of bytes above which a message is long"""
 RETRY_SECONDS = 1.0
 ASK_SECONDS = 2.0
-"""the time between two questions whether nodes have a console"""
+"""the time between two requests for the nodes that have no console"""
 GREETING_SECONDS = 0.3
 FRESH_SECONDS = 2.0
 """the time for which a node counts as living after its last frame, although no renewal of the lease has named it yet"""
@@ -165,7 +165,7 @@ class ConsoleWire:
         self._without: set[str] = set()
         """the other nodes that have replied that they have no console, at most `MAX_HEARD`"""
         self._asks_at = 0.0
-        """the time (loop's clock) from which the nodes that are not known may be asked again"""
+        """the time (clock of the loop) from which this worker may query the unknown nodes again"""
         self.left: set[str] = set()
         """the nodes that have sent a farewell, at most `MAX_HEARD`"""
         self.is_open = False
@@ -228,7 +228,7 @@ class ConsoleWire:
             self._forget(ended)
 
     def _forget(self, node: str) -> None:
-        """Waits no more for a node that has ended."""
+        """Stops waiting for the replies of a node that has ended."""
         self._heard.pop(node, None)
         for waiting in self._pending.values():
             waiting.leave(node)
@@ -246,8 +246,8 @@ class ConsoleWire:
     def without_console(self) -> set[str]:
         """Returns the other living nodes that have no console.
 
-        A living node of which this worker has heard nothing may also be starting, or may have just ended. So the worker asks such
-        nodes, and a later call returns those that have replied that they have no console.
+        A living node that has sent nothing to this worker may have no console, may be starting, or may have just ended. So the
+        worker queries such nodes. A later call returns the nodes that have replied that they have no console.
         """
         peers, now = self.peers(), asyncio.get_running_loop().time()
         living = set(peers.nodes)

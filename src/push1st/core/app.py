@@ -58,7 +58,7 @@ def prefix_of(id: str) -> str:
 
 
 def user_of(client: Client) -> str:
-    """Returns the id of the user as whom a client is signed in; "" for other clients."""
+    """Returns the user id of a signed-in client; "" for other clients."""
     return "" if client.user is None else client.user.id
 
 

@@ -80,7 +80,7 @@ class Controller:
         self._broker: Broker
         self._topics: dict[tuple[str, str], HandledTopic] = {}
         self.own_without_console = b""
-        """the name of this worker's node if it has no console; b"" if it has one, or has not started it yet"""
+        """the name of this node if the node has no console; b"" if the node has a console, or has not started the console yet"""
 
     def open(self, broker: Broker) -> None:
         self._broker = broker

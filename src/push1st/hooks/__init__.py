@@ -215,7 +215,9 @@ class HookOperations(Protocol):
         """
 
     async def redrive(self, app: str, hook: str, ids: Sequence[str]) -> "Redrive":
-        """Queues dead letters again, after the events that wait, in the order of their `time_ms`, and tries their endpoints.
+        """Queues dead letters again, after the waiting events, in the order of their original times (see `letters.Dead`).
+
+        Retries a waiting delivery of each endpoint immediately.
 
         hook: only those of an endpoint; "": all. Raises OSError if the folder cannot be written; then nothing is queued.
         """

@@ -95,7 +95,7 @@ class HookEndpoint:
         """Queues an event. If the queue is full, the queue drops other events or the new event. A dropped event is lost.
 
         source: the connection that caused the event; "" if no connection caused it.
-        time_ms: the time of an earlier delivery of the event, in milliseconds since 1970; 0 for a new event.
+        time_ms: the original time of the event (see `letters.Dead`), in milliseconds since 1970; 0 for a new event.
         """
         now = self._context.clock.monotonic()
         is_queued = self.queue.put(channel, event, source, now, time_ms)
@@ -122,7 +122,7 @@ class HookEndpoint:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def try_now(self) -> None:
-        """Tries a delivery that waits for a retry; if the endpoint accepts it, all others follow immediately."""
+        """Retries a waiting delivery immediately; if the endpoint accepts deliveries, all others follow immediately."""
         self.queue.retries.try_now(self._context.clock.monotonic())
         self.wake()
 
@@ -205,7 +205,7 @@ class HookEndpoint:
     def _lose(self, reason: str, events: Sequence[bytes], time_ms: int) -> None:
         """Counts and logs events that the server gives up, and writes dead letters with these events.
 
-        time_ms: the time of their delivery; 0 if there was none.
+        time_ms: the original time of the events; 0 for new events that the server has not tried to deliver.
         """
         context = self._context
         context.events[reason] += len(events)
@@ -220,7 +220,7 @@ class HookEndpoint:
             self._log_lost()
 
     def _log_lost(self) -> None:
-        """Logs the numbers of events that were given up; the next ones after `LOG_SECONDS`."""
+        """Logs the numbers of events that were given up. Schedules the next such log line after `LOG_SECONDS`."""
         self._log_at = None
         if not self._lost:
             return

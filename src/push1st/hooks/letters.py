@@ -3,7 +3,7 @@
 import msgspec
 
 MAX_AT = 1e11
-"""the greatest time in a letter, in seconds: somebody may have changed the file"""
+"""the maximum time that is accepted from a letter, in seconds; a changed file may contain any number"""
 
 
 class Dead(msgspec.Struct, frozen=True):
@@ -11,11 +11,12 @@ class Dead(msgspec.Struct, frozen=True):
 
     app: the id of the app; "" in a letter of an earlier version about an endpoint that was removed.
     endpoint: the URL of the endpoint without its secret parts.
-    reason: why the server gave up the events, as in the metric `push1st_hook_events_total`.
+    reason: the reason why the server gave up the events, as in the metric `push1st_hook_events_total`.
     hook: the fingerprint of the endpoint; "" in a letter of an earlier version.
-    error: why the endpoint did not accept the events, or other events; "" if no attempt failed.
-    time_ms: when the server first tried to deliver the events, or else when it queued them, in milliseconds since 1970.
-    A redrive does not change this time. It is 0 in a letter of an earlier version.
+    error: the last error of the endpoint; "" if its last attempt succeeded, or if the server made no attempt.
+    time_ms: the original time of the events, in milliseconds since 1970. This is the time of the first attempt to deliver the
+        events. If there was no attempt, it is the time at which the server queued the events, or, for events that a stopping
+        server saved, the time of the stop. A redrive does not change this time. It is 0 in a letter of an earlier version.
     """
 
     at: float
@@ -29,7 +30,7 @@ class Dead(msgspec.Struct, frozen=True):
 
     @property
     def original_ms(self) -> int:
-        """The time of the events; for a letter of an earlier version, when the server gave the events up."""
+        """The original time of the events; for a letter of an earlier version, the time at which it was written."""
         return self.time_ms or int(max(0.0, min(self.at, MAX_AT)) * 1000)
 
 

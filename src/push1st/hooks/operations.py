@@ -1,10 +1,11 @@
-"""What operators do with hooks: they see the states of endpoints and the dead letters, and deliver dead letters again.
+"""The operations of operators on hooks: show the states of endpoints and the dead letters, and redrive dead letters.
 
 Redriven letters are marked in the file first, and then wait in memory. Their events join the queues of their endpoints slowly,
-and only while a queue is less than half full, so that new events find a place. A redrive is also an attempt: the server retries
-the events that wait without waiting for their time. If the process is killed, the letters in memory
-are lost: they stay marked, so no process delivers them twice. A stopping process adds all of them to the queues immediately, and
-saves them. Redriven events keep the `time_ms` of their first delivery, so a backend can recognise an old state.
+and only while a queue is less than half full, so that new events find a place. A redrive also retries one waiting delivery of
+the endpoint immediately; if the endpoint accepts deliveries, the server retries the others, too. If the process is killed, the
+letters in memory are lost: they stay marked, so no process delivers them twice. A stopping process adds all of them to the
+queues immediately, and saves them. Redriven events keep the `time_ms` of their first attempt, so a backend can recognize old
+events.
 """
 
 import asyncio

@@ -7,9 +7,9 @@ events, so that later events on these channels wait. Events on other channels ne
 receives few requests.
 
 The endpoint fails from a failed attempt until the next successful attempt. If the last attempt of a delivery began while the
-endpoint failed, the queue retries the delivery as soon as the endpoint accepts another one. If the attempt began while the
-endpoint accepted deliveries, the endpoint rejects this delivery: the queue retries it only when its wait is over. So the queue
-rarely retries an event that the endpoint never accepts.
+endpoint failed, the queue retries the delivery as soon as the endpoint accepts another delivery. If the attempt began while
+the endpoint accepted deliveries, the failure is probably due to this delivery. So the queue retries this delivery only when its
+wait is over, and rarely retries an event that the endpoint never accepts.
 
 The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
 the queue drops an event of the source that occupies the largest part of the queue: that source's newest event. If the new event
@@ -62,8 +62,8 @@ class QueuedEvent:
 
     event: the event as JSON text; b"" if the queue has dropped the event.
     source: the source of the event; None if no connection caused the event.
-    at: when the event was queued, in seconds.
-    time_ms: the time of an earlier delivery of the event, or when an earlier process saved it; 0 for a new event.
+    at: the time at which the event was queued, in seconds.
+    time_ms: the original time of a redriven or saved event (see `letters.Dead`), in milliseconds since 1970; 0 for a new event.
     """
 
     __slots__ = ("at", "event", "source", "time_ms")
@@ -121,7 +121,7 @@ class Delivery:
 
 
 class Retries:
-    """The deliveries that wait for a retry, in two heaps, each with the time of its retry."""
+    """The deliveries that wait for a retry, in two heaps. An entry of a heap is the time of the retry, and the delivery."""
 
     def __init__(self) -> None:
         self._rejected: list[tuple[float, Delivery]] = []
@@ -152,7 +152,7 @@ class Retries:
         return None
 
     def try_now(self, now: float) -> None:
-        """Makes the next delivery due. If the endpoint accepts it, all others are due."""
+        """Makes the next delivery due. If the endpoint accepts deliveries, all others are due."""
         waiting = sorted((*self._rejected, *self._in_outage))
         if waiting:
             waiting[0] = min(now, waiting[0][0]), waiting[0][1]
@@ -190,7 +190,7 @@ class Queue:
         self._restored: list[Delivery] = []
         """deliveries of an earlier process that wait while other deliveries block their channels"""
         self.failing = False
-        """whether the endpoint did not accept the delivery of the attempt that ended last"""
+        """whether the attempt that ended last has failed"""
         self._next_at = 0.0
         self.events = 0
         self.bytes = 0

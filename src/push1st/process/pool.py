@@ -349,7 +349,7 @@ class Pool:
     async def _start(
         self, config: Config, sockets: Sequence[BoundSocket], is_reload: bool, ended: WorkerProcess | None
     ) -> WorkerProcess:
-        """Starts a worker. It gets the number of the worker that has ended before in its slot, else the least free number."""
+        """Starts a worker. Its number is the number of the worker that ended in its slot, or otherwise the lowest free number."""
         ours, theirs = socket.socketpair()
         with theirs:
             inherited = [theirs.fileno(), *(one.socket.fileno() for one in sockets)]

@@ -37,7 +37,7 @@ class Watched(Protocol):
 
 
 class Deadline(dict[Watched, None]):
-    """The connections with the same deadline. second: the deadline; these connections share its object, to save memory."""
+    """The connections with the same deadline. second: the deadline. All these connections share one integer, to save memory."""
 
     __slots__ = ("second",)
 

@@ -13,10 +13,10 @@ A turn bounds the time that one connection may use (decision 0013):
 All connections together process new input for at most `INPUT_SECONDS` in a turn. The next turns process the remaining input
 before newer input. So a turn stays short even if thousands of clients flood the worker at the same time.
 
-The first input of a connection, such as a handshake, takes as long as many messages. So a crowd of new connections waits in a
-queue of its own: while thousands of clients reconnect, the messages of the connected clients do not wait for them. The newest
-connection comes first, because a client gives up after some seconds: with the oldest first, each client would be served when it
-gives up, and none would stay connected.
+The first input of a connection, such as a handshake, takes as much time as many messages. So the first inputs for which a turn
+has no time wait in a queue of their own: while thousands of clients reconnect, messages of connected clients need not wait.
+The newest connection comes first, because a client gives up after some seconds: with the oldest first, each client would be
+served when it gives up, and none would stay connected.
 
 A client may send input, and then close its socket. The worker still processes the backlog of such a lost connection, and discards
 the answers (`lost.py`).
@@ -33,7 +33,7 @@ SLICE_SECONDS = 0.001
 MAX_WAITING = 100
 """number of a session's commands; while so many commands wait for the broker or a backend, its connection processes no message"""
 NEW_SECONDS = 0.005
-"""minimum seconds that the first input of all new connections gets in each turn, while it waits for its turn"""
+"""minimum seconds in each turn for the waiting first inputs of all new connections together"""
 BACKLOG_SECONDS = 0.002
 """minimum seconds that all backlogs together get in each turn"""
 INPUT_SECONDS = 0.01
@@ -89,7 +89,7 @@ class Turn:
         self._late: dict[Connection, None] = {}
         """connections with new input that an earlier turn had no time to process"""
         self._new: dict[Connection, None] = {}
-        """new connections, likewise"""
+        """new connections whose first input an earlier turn had no time to process"""
         self._backlog: dict[Connection, None] = {}
         self._spent = 0.0
         """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""

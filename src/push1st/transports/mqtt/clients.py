@@ -52,7 +52,7 @@ class ClientConnection(LostConnection, Protocol):
 
     @property
     def began(self) -> float:
-        """When the broker gave the client id to the connection, on `Clock.monotonic`; 0 before."""
+        """The time at which the broker confirmed the client id for this connection, on `Clock.monotonic`; 0 before this time."""
 
     def take_over(self) -> None:
         """Ends the connection, because a newer connection has the client id."""

@@ -1,8 +1,8 @@
-"""Late copies: live messages that reach an MQTT client after a retained message that is as new or newer.
+"""Late copies: live messages that arrive at an MQTT client after a retained message of the same or a later publish.
 
-A copy for a filter with wildcards may arrive up to `LATE_SECONDS` later than its message can be read from a shared broker,
-because the publisher's worker may not have known the filter when it published. The client must not receive a message twice, and
-at the end it must have the last value of the topic.
+A shared broker may return a retained message before the live copy for a filter with wildcards arrives. The delay is at most
+`LATE_SECONDS`: the publisher's worker may not have known the filter at the time of the publish. The client must not receive a
+message twice, and at the end the client must have the last value of the topic.
 """
 
 from collections.abc import Collection
@@ -13,7 +13,7 @@ from push1st.transports.mqtt.session import MqttSession
 LATE_SECONDS = 2.0
 """the seconds for which the copy of a retained message may be late: a publisher waits at most this time for the broker"""
 WORKER_IDS = 1024
-"""the remainder of the ids of two messages by this number is equal if one worker has published both"""
+"""the ids of two messages have the same remainder modulo this number if the same worker published both messages"""
 
 
 class LateCopies:
@@ -34,8 +34,8 @@ class LateCopies:
         """Adds a retained message that is sent now.
 
         new: the filters, written as channel names, that the same SUBACK grants, and that the client did not have before; no
-            filters if the message was read after SUBACK. If no other filter of the client may match, then the messages that the
-            retained one has replaced were published before the client's subscriptions, so the client does not get them.
+            filters if the message was read after SUBACK. If no other filter of the client can match, then all messages that the
+            retained message has replaced were published before the subscription. So the client does not receive them.
         """
         client = self._session.client
         gets_earlier = not new or message.channel in client.subscriptions or any(one not in new for one in client.filters or ())
@@ -44,8 +44,8 @@ class LateCopies:
     def has(self, message: Message) -> bool:
         """Returns whether a live message is a late copy that the client does not get.
 
-        If the client gets an earlier message of the same worker after the retained one, then it also gets the copy of the
-        retained message, which follows. So the client has the last value of the topic at the end.
+        If the client receives an earlier message of the same worker after the retained message, the client also receives the
+        copy of the retained message, which arrives later. So the client has the last value of the topic at the end.
         """
         id, gets_earlier = self._sent.get(message.channel, (0, False))
         if not id or (message.id - id) % WORKER_IDS:

@@ -6,9 +6,10 @@ window has room. So a client that reads slowly needs no memory for pages, and re
 A channel is *pending* until its retained message is sent. Live messages of pending channels are held, and follow the retained
 message. So the subscriptions have `MqttOwnWire`s while channels are pending, and the sender passes their messages to `hold`.
 
-With a shared broker, a subscription begins before its retained messages are read, so that no message is missed. The messages
-that arrive meanwhile are held, too (`prepare`). The first page is read before SUBACK (`read_first`), so all messages that were
-replaced by its retained messages were published before SUBACK; `late_copies` drops their copies.
+With a shared broker, a subscription begins before its retained messages are read, so that no message is missed. Messages that
+arrive during this read are held, like the messages of pending channels (`prepare`). The first page is read before SUBACK
+(`read_first`). So a message that a retained message of this page has replaced was published before SUBACK, and `late_copies`
+drops its late copy.
 """
 
 import asyncio
@@ -417,7 +418,7 @@ def filter_rights(session: MqttSession, filter: str) -> FilterRights | None:
 
 
 def reader_of(session: MqttSession, filter: str) -> Callable[[str], bool]:
-    """Returns a function that returns whether a subscription may receive the messages of a channel that matches."""
+    """Returns a predicate: whether a subscription may receive the messages of a channel whose name matches the filter."""
     if not has_wildcard(filter):
         return lambda _: True
     rights, filters = filter_rights(session, filter), session.client.app.filters
