@@ -185,6 +185,32 @@ def test_dialogs_keep_the_focus_and_give_it_back(page: Site) -> None:
         assert tab.evaluate("document.activeElement.matches('td .danger')"), "the focus is where it was"
 
 
+PAUSE = "document.querySelector('main .pause')"
+LAST = "[...document.querySelectorAll('main .line .about')].at(-1)?.textContent"
+
+
+def test_events_of_a_pause_are_counted_and_shown_at_its_end(page: Site) -> None:
+    page.go("inspector", app="app-test", what="published")
+    page.until_text("Nothing matches the filter yet")
+    page.server.publish("news", "before", "1")
+    page.until_text("1 event")
+    page.tab.evaluate(f"{PAUSE}.click()")
+    page.until_text("1 event, paused")
+    for event in ("during-1", "during-2"):
+        page.server.publish("news", event, "1")
+    until(page.tab, f"{PAUSE}.textContent.trim() === 'Resume (2 new)'")
+    assert page.tab.evaluate(LAST) == "before"
+    page.tab.evaluate(f"{PAUSE}.click()")
+    page.until_text("3 events")
+    assert page.tab.evaluate(LAST) == "during-2"
+    page.tab.evaluate(f"{PAUSE}.click()")
+    page.server.publish("news", "last", "1")
+    until(page.tab, f"{PAUSE}.textContent.includes('(1 new)')")
+    page.tab.evaluate(f"{PAUSE}.nextElementSibling.click()")
+    page.until_text("Paused. “Resume” shows the new events.")
+    assert page.tab.evaluate(f"{PAUSE}.textContent.trim()") == "Resume", "Clear has removed the new events too"
+
+
 def test_each_screen_is_used_with_the_keyboard_alone(page: Site) -> None:
     """The keys `g` and a letter go to a screen, Tab visits its places in the visual order, and `/` goes to its search."""
     tab = page.tab

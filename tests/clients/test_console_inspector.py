@@ -296,7 +296,7 @@ def test_fifth_inspector_and_wrong_filters_are_rejected(place: Place) -> None:
             page.send({"watch": "inspector", "filter": filter})
             assert page.receive()["error"].startswith(reason)
         page.send({"watch": "inspector"})
-        assert page.receive() == {"error": "4 inspectors are watching: close one, or try again in 30 s"}
+        assert page.receive() == {"error": "4 inspectors are watching, which is the limit: close one"}
         first.page.socket.socket.shutdown(socket.SHUT_RDWR)  # as a browser that is killed
         wait_until(lambda: _is_watching(page), "the watch of the lost page has ended")
 

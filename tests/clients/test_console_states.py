@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from push1st.core.tap import MAX_WATCHES
 from tests.clients.browser import Browser, Tab
 from tests.clients.console_site import (
     ALL_WORK,
@@ -27,6 +28,7 @@ from tests.clients.console_site import (
     until,
 )
 from tests.cluster.machine import kill, workers
+from tests.support.console import live
 from tests.support.paho import paho_client
 from tests.support.pusher_socket import pusher_socket, sign_in
 
@@ -220,6 +222,19 @@ def test_overview_with_the_refusal_of_the_server(page: Site) -> None:
         other.until_text("Try again")
         other.until_text("The overview failed: see the log of the worker web-1:0")
         assert look(other, "refused", "overview") == {}
+
+
+def test_fifth_inspector_begins_when_another_one_ends(page: Site) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_WATCHES):
+            other = stack.enter_context(live(page.operator))
+            other.send({"watch": "inspector"})
+            assert "error" not in other.receive()
+        page.begin("inspector", app="app-test")
+        page.until_text("4 inspectors are watching, which is the limit: close one")
+        assert page.tab.evaluate("document.querySelector('main .pause').disabled")
+        assert look(page, "refused", "fifth-inspector") == {}
+    until(page.tab, "!document.querySelector('.problem, .pause:disabled')")
 
 
 def test_screens_with_the_refusals_of_the_server(page: Site) -> None:

@@ -256,7 +256,7 @@ class Tap:
     def check_room(self) -> None:
         """Raises Refused if the worker has `MAX_WATCHES` watches."""
         if len(self.watches) >= MAX_WATCHES:
-            raise Refused(429, f"{MAX_WATCHES} inspectors are watching: close one, or try again in {WATCH_SECONDS:.0f} s")
+            raise Refused(429, f"{MAX_WATCHES} inspectors are watching, which is the limit: close one")
 
     def unwatch(self, id: str) -> None:
         self._share_counts()

@@ -1,7 +1,7 @@
 // @ts-check
 /** The inspector: what happens in an app, live. The workers report only while somebody watches. */
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./vendor/htm-preact.js";
-import { away, go, link, liveState, useLive, useStore } from "./data.js";
+import { away, go, link, live as channels, liveState, useLive, useStore } from "./data.js";
 import { bytes, clock, count, date, direction, duration, plain, protocolName, whole } from "./text.js";
 import { Check, Data, Filter, live, Node, Problem, Screen, Text } from "./ui.js";
 
@@ -10,6 +10,8 @@ const ROW = 32;
 const TALL_ROW = 52;
 const NARROW = matchMedia("(max-width: 760px)");
 const SPARE = 6;
+/** The time after which a refused watch is tried again. */
+const RETRY_SECONDS = 5;
 
 /** What is reported, in the order of the life of a connection. */
 const TYPES = /** @type {const} */ ([
@@ -45,8 +47,9 @@ export function Inspector({ params }) {
   const { app, what = "", channel = "", socket = "", user = "", ip = "", data = "" } = params;
   const filter = { what, channel, socket, user, ip, data };
   const state = useStore(liveState);
-  const [view, setView] = useState(kept);
-  const [paused, pause] = useState(false);
+  const [newest, setNewest] = useState(kept);
+  const [frozen, freeze] = useState(/** @type {typeof kept | null} */ (null)); // what is shown while paused
+  const view = frozen ?? newest;
   const [follows, follow] = useState(true);
   const [chosen, choose] = useState(/** @type {any} */ (null));
   const [error, fail] = useState("");
@@ -57,7 +60,11 @@ export function Inspector({ params }) {
     clear();
     fail("");
   }, [app]);
-  useLive("inspector", paused ? null : request, (answer) => {
+  useEffect(() => {
+    const timer = error ? setInterval(() => channels.again("inspector"), RETRY_SECONDS * 1000) : 0;
+    return () => clearInterval(timer);
+  }, [error]);
+  useLive("inspector", request, (answer) => {
     if (answer.error) return fail(answer.error);
     fail("");
     if (answer.worker) name(answer.worker);
@@ -67,25 +74,29 @@ export function Inspector({ params }) {
     const dropped = { ...kept.dropped };
     for (const [name, n] of Object.entries(answer.dropped || {})) dropped[name] = (dropped[name] ?? 0) + Number(n);
     kept = { rows: over ? rows.slice(over) : rows, first: kept.first + over, gone: kept.gone + over, dropped };
-    setView(kept);
+    setNewest(kept);
     return undefined;
   });
   const clear = () => {
     kept = { rows: [], first: kept.first + kept.rows.length, gone: 0, dropped: {} };
-    setView(kept);
+    setNewest(kept);
+    if (frozen) freeze(kept);
     choose(null);
   };
   /** @param {Record<string, string>} change */
   const put = (change) => go("inspector", { app, ...filter, ...change }, true);
   const lost = Object.entries(view.dropped);
   const isFiltered = what || channel || socket || user || ip;
-  const actions = html`<button type="button" aria-pressed=${paused} onClick=${() => pause(!paused)}>${paused ? "Resume" : "Pause"}</button>
+  const fresh = arrivals(newest) - arrivals(view);
+  const actions = html`<button type="button" class="pause" aria-pressed=${Boolean(frozen)} disabled=${error && !frozen} onClick=${() => freeze(frozen ? null : kept)}>
+      ${frozen ? `Resume${fresh > 0 ? ` (${whole(fresh)} new)` : ""}` : "Pause"}
+    </button>
     <button type="button" disabled=${!view.rows.length} onClick=${clear}>Clear</button>
     <button type="button" disabled=${!view.rows.length} onClick=${() => save(view.rows)}>Export</button>
     <button type="button" aria-pressed=${follows} onClick=${() => follow(!follows)}>Follow the newest</button>`;
   const listed = view.gone ? `The last ${whole(view.rows.length)} of ${whole(view.rows.length + view.gone)} events` : count(view.rows.length, "event");
   const counted = lost.reduce((sum, [, n]) => sum + n, 0);
-  const tally = listed + (counted ? `, and ${whole(counted)} too many to list, counted below` : "") + (paused ? ", paused" : "");
+  const tally = listed + (counted ? `, and ${whole(counted)} too many to list, counted below` : "") + (frozen ? ", paused" : "");
   return html`<${Screen} title="Inspector" lead="What happens in the app now, on all workers. The server does not store these events." actions=${actions}>
     <div class="fields">
       <${Filter} label="Channel or its beginning" search value=${channel} put=${(/** @type {string} */ text) => put({ channel: text })} hint="orders-*" />
@@ -110,7 +121,7 @@ export function Inspector({ params }) {
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <p class="note tally" role="status" aria-live="off">${live(tally)}</p>
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? "Not watching: see the message above." : idle(paused, state, isFiltered, app, useStore(away) && worker)} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? `Not watching: see the message above. The console tries again every ${RETRY_SECONDS} seconds.` : idle(Boolean(frozen), state, isFiltered, app, useStore(away) && worker)} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>
@@ -128,9 +139,14 @@ function ordered(rows) {
   return [...rows.slice(0, start), ...rows.slice(start).sort((a, b) => a.at - b.at)];
 }
 
+/** Returns the number of all events up to the last one of a view. @param {typeof kept} view */
+function arrivals(view) {
+  return view.first + view.rows.length;
+}
+
 /** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} only the worker that is watched alone; "" if all are */
 function idle(paused, state, isFiltered, app, only) {
-  if (paused) return "Paused. Select “Resume” to watch again.";
+  if (paused) return "Paused. “Resume” shows the new events.";
   if (state !== "open") return "Connecting to the live channel …";
   if (only) return `Watching ${only} only, because the broker is away. Nothing has happened there yet.`;
   if (isFiltered) return "Watching. Nothing matches the filter yet.";
