@@ -137,7 +137,7 @@ def test_certificate_of_the_console_is_renewed_while_it_runs(tmp_path: Path) -> 
     with console(ssl=tls) as (server, plain):
         operator = Operator(plain.port, trust=links.trust)
         answer = operator.post("/api/login", {"password": PASSWORD})
-        assert answer.headers["Set-Cookie"].startswith("__Host-push1st=")
+        assert answer.headers["Set-Cookie"].startswith("__Host-push1st-")
         assert operator.get("/api/session").status == 200
         links.renew()
         assert "console: new certificate" in command(server).stdout

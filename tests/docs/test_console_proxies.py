@@ -90,6 +90,6 @@ def test_console_works_behind_a_proxy(kind: str, path: str) -> None:
             assert operator.get(f"/{path}{link}").status == 200
         answer = operator.post(f"/{path}api/login", {"password": PASSWORD})
         assert answer.status == 200, answer
-        assert answer.headers["Set-Cookie"].startswith("__Host-push1st=")
+        assert answer.headers["Set-Cookie"].startswith("__Host-push1st-")
         assert operator.get(f"/{path}api/session").status == 200
         assert operator.post(f"/{path}api/logout").status == 200

@@ -73,6 +73,7 @@ class Console:
         config = edge.config.console
         self._origin = config.origin
         password = stored(config.password)
+        self._cookie_name = password.cookie_name
         self._door = ConsoleDoor(context, password, OperatorSessions(password.key), self._live)
 
     async def open(self) -> None:
@@ -91,6 +92,6 @@ class Console:
 
     def listener(self, has_tls: bool) -> ConsoleListener:
         """Returns the settings for the connections to a listening address. `has_tls`: whether the address uses TLS."""
-        guard = Guard(self._origin, has_tls)
+        guard = Guard(self._origin, has_tls, self._cookie_name)
         site = Site(self._edge, self._door, self._live, self._assets, guard, self._endpoints)
         return ConsoleListener(self._edge, ConsoleHandlers(self._edge, site), False, Networks(), KEEP_ALIVE_SECONDS)

@@ -250,7 +250,7 @@ class ConnectionList:
 
     async def _end_user(self, call: ConsoleCall) -> object:
         app, user = self._app(call), call.args[1]
-        await self._node.terminate(app, user)
+        await self._node.terminate(app, user, by=b"an operator")
         self._context.action(call, "terminate user", app.config.id, user)
         return {"delivered": len(self._context.wire.peers().nodes) + 1}
 

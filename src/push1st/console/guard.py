@@ -20,7 +20,8 @@ HEADERS = (
     b"Cross-Origin-Opener-Policy: same-origin\r\nCross-Origin-Resource-Policy: same-origin\r\n"
 )
 NO_STORE = HEADERS + b"Cache-Control: no-store\r\n"
-SECURE_COOKIE, PLAIN_COOKIE = "__Host-push1st", "push1st-console"
+SECURE_COOKIE, PLAIN_COOKIE = "__Host-push1st-", "push1st-console-"
+"""the beginning of the name of the cookie"""
 _PORTS = {"http": 80, "https": 443}
 _OWN_SITES = (b"same-origin", b"none", b"")
 
@@ -32,15 +33,17 @@ class Guard:
 
     origin: the configured origin; "" for the origin in the request's own Host.
     has_tls: whether the listener uses TLS.
+    cookie_name: the end of the name of the cookie. A browser sends the cookies of a host to all of its ports, so consoles with
+        different passwords need different names.
     """
 
-    def __init__(self, origin: str, has_tls: bool) -> None:
+    def __init__(self, origin: str, has_tls: bool, cookie_name: str) -> None:
         self._origin = origin
         self._scheme = "https" if has_tls else "http"
         scheme, _, host = origin.partition("://")
         self._hosts = {host.encode(), f"{host}:{_PORTS[scheme]}".encode()} if origin else set()
         self.is_secure = origin.startswith("https://") if origin else has_tls
-        self.cookie = SECURE_COOKIE if self.is_secure else PLAIN_COOKIE
+        self.cookie = (SECURE_COOKIE if self.is_secure else PLAIN_COOKIE) + cookie_name
 
     def check_host(self, headers: Headers) -> None:
         """Raises Refused(403) if the Host is neither an address, localhost nor the host of the configured origin."""

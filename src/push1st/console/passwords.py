@@ -35,6 +35,11 @@ class PasswordHash(msgspec.Struct, frozen=True):
         """The key of the sessions."""
         return HKDF(SHA256(), 32, None, b"push1st console sessions").derive(self.text.encode())
 
+    @property
+    def cookie_name(self) -> str:
+        """The end of the name of the cookie (`guard.Guard`)."""
+        return HKDF(SHA256(), 4, None, b"push1st console cookie").derive(self.text.encode()).hex()
+
     def fits(self, password: str) -> bool:
         """Returns whether a password has this hash."""
         _, n, r, p, salt, _ = self.text.split("$")

@@ -380,9 +380,9 @@ class Node:
         self.history.tick()
         await self.counts.tick()
 
-    async def terminate(self, app: App, user_id: str) -> None:
-        """Closes all connections of a signed-in user, on all workers."""
-        await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, b"{}", *self.stamp())))
+    async def terminate(self, app: App, user_id: str, by: bytes = b"the app") -> None:
+        """Closes all connections of a signed-in user, on all workers. by: who does this, for the reason that the clients get."""
+        await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, by, *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
         """Returns the members of a presence channel. `local_view`: see `Roster.members`."""
@@ -471,7 +471,7 @@ class Node:
             return 0
         if message.event == TERMINATE:
             for client in app.sessions(message.channel):
-                client.disconnect(4009, "Terminated by the app")
+                client.disconnect(4009, f"Terminated by {message.data.decode()}")
             return 0
         if app.held is not None and message.channel in app.held:
             app.held.receive(message, self.clock.wall())

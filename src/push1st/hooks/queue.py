@@ -389,8 +389,9 @@ class Queue:
         self.failing = True
         delivery.attempts += 1
         delivery.rejected += not delivery.in_outage
-        at = now + wait(delivery.attempts if delivery.in_outage else delivery.rejected) * jitter
-        if at - delivery.first > RETRIES_SECONDS:
+        end = delivery.first + RETRIES_SECONDS
+        at = min(end, now + wait(delivery.attempts if delivery.in_outage else delivery.rejected) * jitter)
+        if now >= end:
             self._remove(delivery)
             return False
         self._current.discard(delivery)

@@ -5,9 +5,9 @@ import pytest
 from push1st.console.guard import HEADERS, Guard
 from push1st.errors import Refused
 
-PLAIN = Guard("", False)
-TLS = Guard("", True)
-PROXIED = Guard("https://console.example", False)
+PLAIN = Guard("", False, "1a2b")
+TLS = Guard("", True, "1a2b")
+PROXIED = Guard("https://console.example", False, "1a2b")
 OWN = {b"host": b"127.0.0.1:6003", b"origin": b"http://127.0.0.1:6003", b"push1st-console": b"1"}
 
 
@@ -43,7 +43,7 @@ def test_host_of_the_configured_origin_is_accepted(host):
 
 def test_host_of_the_configured_origin_with_another_port_is_rejected():
     assert not passes(PROXIED.check_host, {b"host": b"console.example:80"})
-    assert passes(Guard("http://c.example:81", False).check_host, {b"host": b"c.example:81"})
+    assert passes(Guard("http://c.example:81", False, "").check_host, {b"host": b"c.example:81"})
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_changes_need_a_header_that_other_pages_cannot_add():
 
 
 def test_cookie_has_the_strictest_attributes_that_the_connection_permits():
-    assert PLAIN.set_cookie("v", 9) == b"Set-Cookie: push1st-console=v; Path=/; Max-Age=9; HttpOnly; SameSite=Strict\r\n"
+    assert PLAIN.set_cookie("v", 9) == b"Set-Cookie: push1st-console-1a2b=v; Path=/; Max-Age=9; HttpOnly; SameSite=Strict\r\n"
     for guard in (TLS, PROXIED):
         found = guard.set_cookie("v", 9)
-        assert found == b"Set-Cookie: __Host-push1st=v; Path=/; Max-Age=9; HttpOnly; SameSite=Strict; Secure\r\n"
+        assert found == b"Set-Cookie: __Host-push1st-1a2b=v; Path=/; Max-Age=9; HttpOnly; SameSite=Strict; Secure\r\n"
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,13 @@ def test_cookie_has_the_strictest_attributes_that_the_connection_permits():
     [
         (None, ""),
         ("", ""),
-        ("push1st-console=v", "v"),
-        ("a=b; push1st-console=v;c=d", "v"),
-        ("xpush1st-console=v", ""),
-        ("push1st-console", ""),
-        ("__Host-push1st=v", ""),
-        ("push1st-console=v=w", "v=w"),
+        ("push1st-console-1a2b=v", "v"),
+        ("a=b; push1st-console-1a2b=v;c=d", "v"),
+        ("xpush1st-console-1a2b=v", ""),
+        ("push1st-console-1a2b", ""),
+        ("push1st-console-1a2c=v", ""),
+        ("__Host-push1st-1a2b=v", ""),
+        ("push1st-console-1a2b=v=w", "v=w"),
     ],
 )
 def test_value_of_the_cookie_is_found_among_others(header, value):

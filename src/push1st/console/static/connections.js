@@ -134,7 +134,7 @@ function Terminate({ app, row, user, close, done }) {
   };
   if (user) {
     return html`<${Confirm} title="Terminate the user?" verb="Terminate the user" act=${act} close=${close}>
-      <p>The server ends all connections of <b><${Text} of=${row.user} /></b>, on all workers. ${OUTCOMES.pusher[1]}</p>
+      <p>The server ends all connections that are signed in as <b><${Text} of=${row.user} /></b>, on all workers. ${OUTCOMES.pusher[1]}</p>
     <//>`;
   }
   const outcomes = OUTCOMES[row.protocol.replace(/(-xhr|\d)$/, "")] ?? OUTCOMES.pusher;
