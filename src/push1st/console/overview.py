@@ -128,7 +128,7 @@ class Overview:
 
     def _learn(self, losses: Losses) -> None:
         self._lost.learn(losses.nodes)
-        self._broker_lost_at = max(self._broker_lost_at, losses.broker_at)
+        self._broker_lost_at = max(self._broker_lost_at, min(losses.broker_at, self._now()))  # another clock may be ahead
 
     def _now(self) -> float:
         return self._clock.wall() / 1_000_000_000

@@ -123,7 +123,7 @@ class HookEndpoint:
 
     def try_now(self) -> None:
         """Retries a waiting delivery immediately; if the endpoint accepts deliveries, all others follow immediately."""
-        self.queue.retries.try_now(self._context.clock.monotonic())
+        self.queue.retries.try_now(self._context.clock.monotonic(), self.queue.failing)
         self.wake()
 
     def _pump(self) -> None:

@@ -143,20 +143,25 @@ class Retries:
             return 0.0
         return min((heap[0][0] for heap in (self._rejected, self._in_outage) if heap), default=None)
 
-    def take(self, now: float, is_failing: bool) -> Delivery | None:
-        """Removes and returns a delivery that is due."""
-        if self._in_outage and (not is_failing or self._in_outage[0][0] <= now):
-            return heapq.heappop(self._in_outage)[1]
-        if self._rejected and self._rejected[0][0] <= now:
-            return heapq.heappop(self._rejected)[1]
+    def take(self, now: float) -> Delivery | None:
+        """Removes and returns a delivery whose time has come."""
+        for heap in (self._in_outage, self._rejected):
+            if heap and heap[0][0] <= now:
+                return heapq.heappop(heap)[1]
         return None
 
-    def try_now(self, now: float) -> None:
-        """Makes the next delivery due. If the endpoint accepts deliveries, all others are due."""
-        waiting = sorted((*self._rejected, *self._in_outage))
-        if waiting:
-            waiting[0] = min(now, waiting[0][0]), waiting[0][1]
-        self._rejected, self._in_outage = [], waiting
+    def take_early(self, is_failing: bool) -> Delivery | None:
+        """Removes and returns a delivery that failed in an outage, before its time, if the outage has ended."""
+        return heapq.heappop(self._in_outage)[1] if self._in_outage and not is_failing else None
+
+    def try_now(self, now: float, is_failing: bool) -> None:
+        """Makes the next delivery due. If this delivery ends an outage, all others are due."""
+        if is_failing:
+            self._rejected, self._in_outage = [], sorted((*self._rejected, *self._in_outage))
+        heaps = [heap for heap in (self._in_outage, self._rejected) if heap]
+        if heaps:
+            heap = min(heaps)
+            heap[0] = min(now, heap[0][0]), heap[0][1]
 
 
 class Queue:
@@ -311,7 +316,8 @@ class Queue:
         """Returns the next delivery to send, or None. The caller reports the result of the delivery to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
-        delivery = self.retries.take(now, self.failing) or self._begin(now)
+        # New events come before the retries whose time has not come: the endpoint may reject them again.
+        delivery = self.retries.take(now) or self._begin(now) or self.retries.take_early(self.failing)
         if delivery is None:
             return None
         delivery.in_outage = self.failing

@@ -357,6 +357,7 @@ class Pool:
             process = self._processes.start(command, inherited)
         connection = await ControlConnection.on(ours)
         taken = {worker.number for worker in self._workers if not worker.process.ended.done()}
+        taken |= {slot.worker.number for slot in self.slots if slot.worker is not None and slot.worker is not ended}
         first = [] if ended is None else [ended.number]
         number = next(number for number in itertools.chain(first, itertools.count()) if number not in taken)
         worker = WorkerProcess(number, process, connection, config)

@@ -25,6 +25,7 @@ This module does not depend on a protocol: each connection's method `process` de
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
@@ -86,11 +87,11 @@ class Turn:
         self._failed = failed
         self._scheduled = False
         self._arrived: list[tuple[Connection, bytes]] = []
-        self._late: dict[Connection, None] = {}
+        self._late: OrderedDict[Connection, None] = OrderedDict()
         """connections with new input that an earlier turn had no time to process"""
-        self._new: dict[Connection, None] = {}
+        self._new: OrderedDict[Connection, None] = OrderedDict()
         """new connections whose first input an earlier turn had no time to process"""
-        self._backlog: dict[Connection, None] = {}
+        self._backlog: OrderedDict[Connection, None] = OrderedDict()
         self._spent = 0.0
         """seconds in which `catch_up` has already processed new input of this turn, before the call of `_run`"""
         self.answering: list[Answering] = []
@@ -159,7 +160,7 @@ class Turn:
 
     def keeps_lost(self) -> bool:
         """Returns whether lost connections keep their backlogs: only while fewer than `MAX_BACKLOGS` connections have one."""
-        return len(self._backlog) + len(self._late) + len(self._new) < MAX_BACKLOGS
+        return len(self._backlog) + len(self._late) < MAX_BACKLOGS
 
     def _work(self, until: float) -> None:
         """Processes a slice of each connection's new input. Postpones all input that is not reached before the time `until`.
@@ -196,14 +197,10 @@ class Turn:
             waiting = self._new if connection.is_new else self._late
             (self._backlog if len(data) >= LONG_READ else waiting)[connection] = None
 
-    def _work_off(self, connections: dict[Connection, None], until: float, is_newest_first: bool = False) -> None:
+    def _work_off(self, connections: OrderedDict[Connection, None], until: float, is_newest_first: bool = False) -> None:
         """Lets each connection in `connections` process a slice, in rotation, until the time `until`."""
         while connections:
-            if is_newest_first:
-                connection, _ = connections.popitem()
-            else:
-                connection = next(iter(connections))
-                del connections[connection]
+            connection, _ = connections.popitem(last=is_newest_first)  # a `dict` finds its first key slowly
             try:
                 if connection.process(b""):
                     self._backlog[connection] = None

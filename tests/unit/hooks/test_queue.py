@@ -175,7 +175,7 @@ def test_retries_after_an_outage_stop_when_the_endpoint_fails_again():
         one.put(str(number), b"x")
     now = in_outage(one, 0)
     waiting = one.retrying
-    one.retries.try_now(now)
+    one.retries.try_now(now, one.failing)
     one.done(first(one, now))
     early = first(one, now), first(one, now)
     for delivery in early:
@@ -202,23 +202,50 @@ def test_an_event_that_the_endpoint_rejects_is_retried_rarely_while_others_are_a
     assert len(tries) <= 18
 
 
+@pytest.mark.parametrize(("earlier", "share"), [(200, 0), (0, 20)])
+def test_events_that_the_endpoint_rejects_do_not_starve_the_others(earlier: int, share: int) -> None:
+    """A request takes 20 ms. earlier: the number of rejected events at the beginning. One of `share` later ones is rejected."""
+    one = queue(concurrency=10, events=10_000, bytes=1 << 28)
+    for number in range(earlier):
+        one.put(f"bad{number}", b"bad")
+    now, number, accepted = 0.0, 0, 0
+    current: list[tuple[float, Delivery]] = []
+    while now < 250:
+        if number <= 50 * now:
+            number += 1
+            one.put(f"c{number}", b"bad" if share and number % share == 0 else b"good", now=now)
+        ended = [delivery for at, delivery in current if at <= now]
+        current = [(at, delivery) for at, delivery in current if at > now]
+        for delivery in ended:
+            if delivery.events == [b"bad"]:
+                one.failed(delivery, now, 1.0)
+            else:
+                accepted += 1
+                one.done(delivery)
+        while (next_one := one.next(now)) is not None:
+            current.append((now + 0.02, next_one))
+        now += 0.02
+    good = number * (share - 1) // share if share else number
+    assert accepted > 0.98 * good
+
+
 def test_a_try_is_one_attempt_until_the_endpoint_accepts_it():
     one = queue()
     fill(one, "a1", "b1", "c1")
     now = in_outage(one, 0)
-    one.retries.try_now(now)
+    one.retries.try_now(now, one.failing)
     delivery = first(one, now)
     assert one.next(now) is None
     one.failed(delivery, now, 1.0)
     assert taken(one, now + 1) == []
-    one.retries.try_now(now)
+    one.retries.try_now(now, one.failing)
     one.done(first(one, now))
     assert len(taken(one, now)) == 2
 
 
 def test_a_try_of_an_empty_queue_does_nothing():
     one = queue()
-    one.retries.try_now(5)
+    one.retries.try_now(5, one.failing)
     assert (one.next(5), one.next_retry, one.when()) == (None, None, None)
 
 

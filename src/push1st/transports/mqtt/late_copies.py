@@ -5,9 +5,11 @@ A shared broker may return a retained message before the live copy for a filter 
 message twice, and at the end the client must have the last value of the topic.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from push1st.messages import Message
+from push1st.protocols.mqtt.own import OwnMessage
+from push1st.protocols.mqtt.shared import GroupMessage
 from push1st.transports.mqtt.session import MqttSession
 
 LATE_SECONDS = 2.0
@@ -41,16 +43,32 @@ class LateCopies:
         gets_earlier = not new or message.channel in client.subscriptions or any(one not in new for one in client.filters or ())
         self._sent[message.channel] = message.id, gets_earlier
 
-    def has(self, message: Message) -> bool:
-        """Returns whether a live message is a late copy that the client does not get.
+    def has(self, live: OwnMessage) -> bool:
+        """Returns whether a live message is a late copy that the client does not get. A message of a group is no copy.
 
-        If the client receives an earlier message of the same worker after the retained message, the client also receives the
-        copy of the retained message, which arrives later. So the client has the last value of the topic at the end.
+        If the client receives an earlier message after the retained message, the client also receives the copy of the retained
+        message, which arrives later if the same worker has published both messages.
         """
+        message = live.message
         id, gets_earlier = self._sent.get(message.channel, (0, False))
-        if not id or (message.id - id) % WORKER_IDS:
+        is_of_same_worker = (message.id - id) % WORKER_IDS == 0
+        if not id or isinstance(live, GroupMessage) or (message.id > id and not is_of_same_worker):
             return False
-        if message.id < id and not gets_earlier:
+        if message.id < id and is_of_same_worker and not gets_earlier:
             return True
         del self._sent[message.channel]
         return message.id == id
+
+    def removed(self, held: Sequence[OwnMessage], retained: Message) -> list[OwnMessage]:
+        """Returns the held messages without the late copies of earlier messages than a retained one that is sent now."""
+        channel, id = retained.channel, retained.id
+        return [one for one in held if one.message.channel != channel or one.message.id >= id or not self.has(one)]
+
+
+def live_copies(held: Sequence[OwnMessage]) -> dict[str, set[int]]:
+    """Returns the ids of the held messages by channel, without the messages of groups."""
+    found: dict[str, set[int]] = {}
+    for one in held:
+        if not isinstance(one, GroupMessage):
+            found.setdefault(one.message.channel, set()).add(one.message.id)
+    return found

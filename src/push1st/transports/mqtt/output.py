@@ -267,6 +267,8 @@ class MqttOutput(ClientSocket):
             self._transport.abort()
             return None
         session = self._session
+        if session is None and self._has_input:  # the CONNECT waits for its turn, so the client is not silent
+            return now + 1
         if session is None:
             self._context.node.metrics.cut_offs["silent"] += 1
             self._close(b"")

@@ -31,7 +31,7 @@ from push1st.protocols.mqtt.own import OwnMessage, own_message, own_wire
 from push1st.protocols.mqtt.packets import FilterOptions
 from push1st.protocols.mqtt.topics import SHARE, SYS, channel_of
 from push1st.protocols.mqtt.wire import wire_of
-from push1st.transports.mqtt.late_copies import LATE_SECONDS, LateCopies
+from push1st.transports.mqtt.late_copies import LATE_SECONDS, LateCopies, live_copies
 from push1st.transports.mqtt.overlaps import is_own
 from push1st.transports.mqtt.sending import MqttSender
 from push1st.transports.mqtt.session import MqttSession
@@ -62,6 +62,7 @@ class RetainedPages:
     """The retained messages that the server has not sent to the client of a session yet (`sending.PendingRetained`)."""
 
     __slots__ = (
+        "_ended",
         "_first",
         "_first_page",
         "_held_bytes",
@@ -99,6 +100,8 @@ class RetainedPages:
         """whether the next page waits for acknowledgements of the client"""
         self._poll = MIN_POLL_SECONDS
         self._late = LateCopies(session)
+        self._ended = 0
+        """the number of times that no channel was pending any more"""
         self._first_page: tuple[Sequence[str], Sequence[Message | None]] | None = None
         """the channels and messages of a page that was read before SUBACK"""
 
@@ -157,7 +160,7 @@ class RetainedPages:
         passed: list[OwnMessage] = []
         for one in messages:
             channel = one.message.channel
-            if self._late and self._late.has(one.message):
+            if self._late and self._late.has(one):
                 continue
             if self._unmatched or channel in self._pending:
                 if channel in self._pending:
@@ -263,13 +266,15 @@ class RetainedPages:
                 self._schedule()
         elif not self._unmatched:
             if self._late:
-                client.node.fanout.call_later(LATE_SECONDS, self._end_later)
+                self._ended += 1
+                client.node.fanout.call_later(LATE_SECONDS, partial(self._end_later, self._ended))
             else:
                 self._end()
 
-    def _end_later(self) -> None:
-        """Ends the pages, because no copy of a retained message can arrive any more."""
-        if not self._session.client.closed and self._sender.pages is self and not (self._pending or self._unmatched):
+    def _end_later(self, ended: int) -> None:
+        """Ends the pages, because no copy of a retained message can arrive any more, unless another page has followed."""
+        is_last = ended == self._ended and not (self._pending or self._unmatched)
+        if is_last and not self._session.client.closed and self._sender.pages is self:
             self._end()
 
     def _next_channels(self) -> list[str]:
@@ -284,14 +289,14 @@ class RetainedPages:
         """Returns the messages of a page. The channels of these messages are not pending any more. new: see `_send_page`."""
         now = self._session.client.node.clock.wall()
         room, is_shared = self._sender.room, self._session.client.node.controller.shared
-        live = {(one.message.id, one.message.channel) for one in self.held}
+        live = live_copies(self.held)
         found: list[OwnMessage] = []
         for channel, message in zip(channels, messages, strict=False):
             wanted = self._pending.get(channel)
             if wanted is None:
                 continue
             item = None
-            if message is not None and (message.id, channel) not in live and not 0 < expires(message) <= now:
+            if message is not None and message.id not in live.get(channel, ()) and not 0 < expires(message) <= now:
                 item = self._item(message, wanted, now)
             if item is not None and item.qos:
                 if room <= 0:
@@ -300,6 +305,9 @@ class RetainedPages:
                 room -= 1
             if message is not None and is_shared and any(has_wildcard(one.filter) for one in wanted):
                 self._late.sent(message, new)
+                if channel in live:
+                    self.held = self._late.removed(self.held, message)
+                    self._held_bytes = sum([one.size for one in self.held])
             self._pass(channel)
             if item is not None:
                 found.append(item)

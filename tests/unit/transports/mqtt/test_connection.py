@@ -135,6 +135,17 @@ async def test_connect_must_be_whole_in_time(site: MqttSite) -> None:
     assert site.metrics.cut_offs["silent"] == 1
 
 
+async def test_client_whose_connect_waits_in_a_crowd_is_not_silent(site: MqttSite) -> None:
+    client, turn = site.client(), site.clients.context.turn
+    turn._postpone([(client.connection, encoded.connect(ConnectPacket(MQTT_311, "c")))])
+    site.pass_seconds(15)
+    assert not client.is_closed()
+    turn._schedule()
+    await turns()
+    assert client.take() == b"\x20\2\0\0"
+    assert not site.metrics.cut_offs["silent"]
+
+
 async def test_pipelined_packets_follow_connack(site: MqttSite) -> None:
     client = site.client()
     connect = encoded.connect(ConnectPacket(MQTT_311, "c"))

@@ -482,15 +482,95 @@ async def test_late_earlier_messages_are_followed_by_the_retained_one_if_it_was_
     assert await late_copies(shared, client) == published("t/a", b"0") + published("t/a", b"1") + published("t/a", b"2")
 
 
-async def test_late_message_of_another_worker_is_sent(shared: MqttSite) -> None:
+async def test_late_earlier_message_of_another_worker_is_followed_by_the_retained_one(shared: MqttSite) -> None:
     client = await shared.connected()
     await retain(client, "t/a", b"2")
     message = await kept(shared, "t.a")
     assert message is not None
     assert await client.subscribe("t/#") == suback() + sent("t/a", b"2")
-    shared.world.node.receive(msgspec.structs.replace(message, id=message.id - 1023, data=b"1"))
+    for one in (msgspec.structs.replace(message, id=message.id - 1023, data=b"1"), message):
+        shared.world.node.receive(one)
     await turns()
-    assert client.take() == published("t/a", b"1")
+    assert client.take() == published("t/a", b"1") + published("t/a", b"2")
+
+
+@pytest.mark.parametrize("had_filter", [False, True])
+async def test_late_copy_that_arrives_before_the_page_is_not_the_last_value(
+    shared: MqttSite, monkeypatch: pytest.MonkeyPatch, had_filter: bool
+) -> None:
+    client = await shared.connected()
+    if had_filter:
+        await client.subscribe("+/a")
+    await retain(client, "t/a", b"2")
+    client.take()
+    message = await kept(shared, "t.a")
+    assert message is not None
+    node, read = shared.world.node, shared.world.node.retained.read
+
+    async def slow(*asked: Any) -> Any:
+        found = await read(*asked)
+        node.receive(msgspec.structs.replace(message, id=message.id - 1024, data=b"1"))
+        return found
+
+    monkeypatch.setattr(type(node.retained), "read", lambda _, *asked: slow(*asked))
+    data = await client.subscribe("t/#")
+    node.receive(message)
+    await turns()
+    data += client.take()
+    earlier = published("t/a", b"1") + published("t/a", b"2") if had_filter else b""
+    assert data == suback() + sent("t/a", b"2") + earlier
+
+
+async def group_members(shared: MqttSite) -> tuple[MqttClient, MqttClient, MqttClient]:
+    """Returns two members of a group, of which the first one gets all messages, and a publisher."""
+    one, other, publisher = [await shared.connected(client_id=name) for name in ("one", "other", "publisher")]
+    await one.subscribe(FilterOptions("$share/g/t/#", 1))
+    return one, other, publisher
+
+
+async def test_group_message_is_no_late_copy(shared: MqttSite) -> None:
+    """A member gets a message that another member has not acknowledged, after a later retained one of the same channel."""
+    one, other, publisher = await group_members(shared)
+    await publisher.publish("t/a", b"1", qos=1, packet_id=1)
+    await other.subscribe(FilterOptions("$share/g/t/#", 1))
+    await retain(publisher, "t/a", b"2")
+    other.take()
+    await other.subscribe("t/#")
+    one.lose()
+    await turns()
+    assert b"t/a" in other.take()
+
+
+async def test_group_copy_of_the_retained_message_is_no_late_copy(shared: MqttSite) -> None:
+    one, other, publisher = await group_members(shared)
+    await publisher.publish("t/a", b"1", qos=1, packet_id=1, retain=True)
+    await other.subscribe(FilterOptions("$share/g/t/#", 1))
+    other.take()
+    assert await other.subscribe("t/#") == suback() + sent("t/a", b"1")
+    one.lose()
+    await turns()
+    assert b"t/a" in other.take()
+
+
+async def test_retained_message_is_sent_beside_its_group_copy(shared: MqttSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, publisher = await group_members(shared)
+    await publisher.publish("t/a", b"1", qos=1, packet_id=1, retain=True)
+    await other.subscribe(FilterOptions("$share/g/t/#", 1))
+    other.take()
+    names, answers = shared.world.node.retained.names, asyncio.Event()
+
+    async def slow(app: str) -> Any:
+        found = await names(app)
+        await answers.wait()
+        return found
+
+    monkeypatch.setattr(type(shared.world.node.retained), "names", lambda _, app: slow(app))
+    await other.subscribe("t/#")
+    one.lose()
+    await turns()
+    answers.set()
+    await turns()
+    assert other.take().count(b"t/a") == 2
 
 
 async def test_first_page_is_read_again_if_the_broker_is_away_before_suback(
