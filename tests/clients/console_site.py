@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from push1st.console.guard import PLAIN_COOKIE
 from push1st.console.passwords import stored
 from push1st.console.sessions import OperatorSession, OperatorSessions
 from tests.clients.browser import Browser, PageLeft, Tab
@@ -36,6 +37,7 @@ SCREENS = {
     "cluster": "Cluster",
     "configuration": "Configuration",
 }
+COOKIE = PLAIN_COOKIE + stored(PASSWORD).cookie_name
 KEYS = dict(zip(SCREENS, "oacneihmls", strict=True))
 """the second key of the shortcut of each screen"""
 APP_SCREENS = ("channels", "connections", "events", "inspector", "hooks", "mqtt")

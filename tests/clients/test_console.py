@@ -17,6 +17,7 @@ import pytest
 from tests.clients.browser import SHIFT, Browser, Tab
 from tests.clients.console_site import (
     ALL_WORK,
+    COOKIE,
     KEYS,
     MARKUP,
     PLACES,
@@ -537,7 +538,7 @@ def test_page_shows_the_sign_in_however_soon_the_server_answers(page: Site) -> N
 
 def test_expired_session_shows_the_sign_in(page: Site) -> None:
     """The page of an operator who only watches sends no request, so the server ends its live channel."""
-    page.tab.put_cookie("push1st-console", page.cookie(3), page.url)
+    page.tab.put_cookie(COOKIE, page.cookie(3), page.url)
     with _second_page(page) as other:
         until_signed_out(other)
     page.tab.to_front()

@@ -251,5 +251,6 @@ def test_user_is_ended_on_all_workers(place: Place) -> None:
         place.until(6, f"user={quote('u|7/x')}")
         assert place.terminate("u|7/x", kind="users")["delivered"] >= 1
         assert {client.close_code() for client in mine} == {4009}
+        assert {client.connection.close_reason for client in mine} == {"Terminated by an operator"}
         assert other.round_trip() == []
     assert 'action="terminate user"' in place.server.output or "action='terminate user'" in place.server.output

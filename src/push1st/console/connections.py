@@ -17,6 +17,7 @@ from push1st.console.cursors import BEGIN, BEGUN, MAX_CURSOR, NO_CURSOR, cursor_
 from push1st.console.endpoints import ConsoleCall, ConsoleContext, ConsoleEndpoint
 from push1st.core.agents import ClientAgents
 from push1st.core.app import App, client_id_of, prefix_of, user_of
+from push1st.core.node import OPERATOR
 from push1st.core.session import Session
 from push1st.errors import Refused
 
@@ -250,7 +251,7 @@ class ConnectionList:
 
     async def _end_user(self, call: ConsoleCall) -> object:
         app, user = self._app(call), call.args[1]
-        await self._node.terminate(app, user, by=b"an operator")
+        await self._node.terminate(app, user, by=OPERATOR)
         self._context.action(call, "terminate user", app.config.id, user)
         return {"delivered": len(self._context.wire.peers().nodes) + 1}
 

@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from push1st.core.tap import Tap  # only the console imports the module
 
 WORKER_BITS = 10
+OPERATOR = b"operator"
 MAX_TTL_SECONDS = 1_000_000_000
 """a kept message's maximum time to live; a longer time is reduced to it, so that the time of expiry fits into 64 bits"""
 
@@ -380,8 +381,8 @@ class Node:
         self.history.tick()
         await self.counts.tick()
 
-    async def terminate(self, app: App, user_id: str, by: bytes = b"the app") -> None:
-        """Closes all connections of a signed-in user, on all workers. by: who does this, for the reason that the clients get."""
+    async def terminate(self, app: App, user_id: str, by: bytes = b"app") -> None:
+        """Closes all connections of a signed-in user, on all workers. by: who does this: the app, or an `OPERATOR`."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, by, *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:
@@ -471,7 +472,10 @@ class Node:
             return 0
         if message.event == TERMINATE:
             for client in app.sessions(message.channel):
-                client.disconnect(4009, f"Terminated by {message.data.decode()}")
+                if message.data == OPERATOR:
+                    client.disconnect(4009, "Terminated by an operator")
+                else:
+                    client.disconnect(4009, "Terminated by the app")
             return 0
         if app.held is not None and message.channel in app.held:
             app.held.receive(message, self.clock.wall())

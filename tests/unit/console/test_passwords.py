@@ -34,8 +34,10 @@ def test_configured_hash_is_used_unchanged():
     assert stored(text).key != stored(TEXT).key, "the salts differ"
 
 
-def test_another_password_has_another_key():
-    assert stored(TEXT).key != stored(TEXT + "2").key
+def test_another_password_has_another_key_and_cookie():
+    one, other = stored(TEXT), stored(TEXT + "2")
+    assert one.key != other.key
+    assert one.cookie_name != other.cookie_name
 
 
 def test_a_hash_names_its_own_cost():
