@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.machine import connect_to, kill, reload, supervisor, until_workers, workers
+from tests.cluster.machine import command, connect_to, kill, reload, supervisor, until_workers, workers
 from tests.cluster.places import Place
 from tests.support.console import Operator, console, live
 from tests.support.process import DEADLINE, ServerProcess, running, wait_until
@@ -118,6 +118,29 @@ def test_worker_without_the_broker_answers_alone_until_the_broker_is_back(machin
         finally:
             kill(valkey.pid, signal.SIGCONT)
         page.until(lambda message: len(message["overview"]["nodes"]) == 3 and not message["overview"]["away"])
+
+
+def test_overview_names_the_workers_whose_apps_differ_until_the_apps_are_the_same(machines: Machines) -> None:
+    (one, operator), (other, _) = machines
+    machine = nodes(operator, 3)[0]["machine"]
+
+    def different() -> Any:
+        return operator.get("/api/overview").json["different_apps"]
+
+    assert different() == []
+    files = [server.folder / "apps" / "more.yml" for server in (other, one)]
+    try:
+        for file, server, count in ((files[0], other, 2), (files[1], one, 0)):
+            file.write_text("more: {key: more-key, secret: a secret of the app more}\n")
+            assert command(server).returncode == 0
+            found = wait_until(lambda count=count: len(different()) == count and [different()], "the difference")  # type: ignore[misc]
+            if count:
+                names = sorted(node["worker"] for node in nodes(operator, 3) if node["pid"] in workers(one).values())
+                assert found == [[[f"{machine}:{number}" for number in names], [f"{machine}:0"]]]
+    finally:
+        for file, server in zip(files, (other, one), strict=True):
+            file.unlink(missing_ok=True)
+            command(server)
 
 
 def test_only_workers_that_say_so_have_no_console(valkey: Valkey, machines: Machines) -> None:

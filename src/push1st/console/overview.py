@@ -19,6 +19,7 @@ from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
 from push1st.console.lost import KEPT_SECONDS, LostNode, LostNodes
 from push1st.console.nodes import NodeAbout
+from push1st.console.sameness import AppsMark, OwnApps, groups
 from push1st.console.samples import FIELDS, GAUGE, Samples, Series, added
 from push1st.errors import Refused
 from push1st.status import CertificateSummary, ReloadStatus, WorkerFigures
@@ -73,11 +74,13 @@ class OverviewReply(msgspec.Struct, frozen=True, array_like=True):
 
     figures: the figures of the worker.
     series: the samples; None if they were not requested.
+    apps: the mark of the worker's apps; None from a worker of an older version.
     """
 
     figures: NodeOverview
     losses: Losses
     series: Series | None
+    apps: AppsMark | None = None
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -111,6 +114,7 @@ class Overview:
         self._facts_at = self._behind_at = -FACTS_SECONDS
         self._behind = 0
         self._lost = LostNodes(context.wire.nodes)
+        self._apps = OwnApps(context.config, self._clock)
         context.wire.serve(KIND, self._own)
         self._broker_lost_at = 0.0
         """the latest time at which a worker detected a loss of the broker's state"""
@@ -134,10 +138,11 @@ class Overview:
         return self._clock.wall() / 1_000_000_000
 
     def tick(self) -> None:
-        """Takes a sample if one is due, and looks for lost nodes. Called once a second."""
+        """Takes a sample if one is due, and looks for lost nodes and for a new configuration. Called once a second."""
         now = self._now()
         if self._samples.is_due(now):
             self._samples.add(now, self._values())
+        self._apps.look()
         self._look()
 
     def _look(self) -> None:
@@ -175,7 +180,7 @@ class Overview:
         )
         series = self._samples.series() if data == WITH_SERIES else None
         self._look()
-        return msgspec.msgpack.encode(OverviewReply(shown, self._losses(), series))
+        return msgspec.msgpack.encode(OverviewReply(shown, self._losses(), series, self._apps.mark()))
 
     async def _answer(self, data: bytes) -> dict[str, Any]:
         """Returns the answer of all workers; the same answer to all requests within `KEEP_SECONDS`."""
@@ -209,6 +214,7 @@ class Overview:
             "broker_lost_at": self._broker_lost_at if self._now() - self._broker_lost_at < KEPT_SECONDS else None,
             "without_console": 0 if replies.away else len(wire.without_console()),
             "away": replies.away,
+            "different_apps": _different_apps(found),
             "certificates": facts.certificates,
             "reload": facts.reload,
             "warnings": self._warning_count(),
@@ -277,6 +283,14 @@ class Overview:
                     text, has_failed = msgspec.json.encode({"error": self._failure().text}), True
                 socket.send(text)
             await asyncio.sleep(every)
+
+
+def _different_apps(replies: Collection[OverviewReply]) -> list[list[str]]:
+    """Returns `groups` of the workers. Another version may have other settings, and a draining worker has old ones."""
+    if len({reply.figures.version for reply in replies}) > 1:
+        return []
+    compared = [(reply.figures, reply.apps) for reply in replies if reply.apps is not None and not reply.figures.draining]
+    return groups((f"{node.machine}:{node.worker}", mark) for node, mark in compared)
 
 
 def _named(node: str, about: NodeAbout | None, replaced: float) -> dict[str, Any]:

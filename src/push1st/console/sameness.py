@@ -1,0 +1,70 @@
+"""Whether all workers have the same apps.
+
+Each worker reports a fingerprint of its apps, because settings have secrets, and because apps can be many. This module only
+compares: it does not know which worker has the intended apps.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from push1st.clock import Clock
+from push1st.config.model import Config
+
+SETTLED_SECONDS = 5.0
+"""the age of a worker's configuration before which it is not compared: a reload reaches the workers one after another"""
+DIGEST_BYTES = 4
+"""the size of a fingerprint: too short to test guesses of a long secret"""
+MAX_NAMED = 8
+"""the maximum number of groups, and of names in a group"""
+
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
+
+
+class AppsMark(msgspec.Struct, frozen=True, array_like=True):
+    """The apps of a worker. fingerprint: equal for equal settings of all apps. age: the seconds since the last configuration."""
+
+    fingerprint: bytes
+    age: float
+
+
+class OwnApps:
+    """The mark of this worker. config: a function that returns the current configuration."""
+
+    def __init__(self, config: Callable[[], Config], clock: Clock) -> None:
+        self._current = config
+        self._clock = clock
+        self._config = config()
+        self._since = clock.monotonic()
+        self._fingerprint = b""
+
+    def look(self) -> None:
+        """Checks whether the worker has a new configuration. Called once a second."""
+        config = self._current()
+        if config is not self._config:
+            self._config, self._since, self._fingerprint = config, self._clock.monotonic(), b""
+
+    def mark(self) -> AppsMark:
+        self.look()
+        if not self._fingerprint:
+            apps = sorted(self._config.apps, key=lambda app: app.id)
+            self._fingerprint = hashlib.blake2b(_encoder.encode(apps), digest_size=DIGEST_BYTES).digest()
+        return AppsMark(self._fingerprint, self._clock.monotonic() - self._since)
+
+
+def groups(marks: Iterable[tuple[str, AppsMark]]) -> list[list[str]]:
+    """Returns the names of workers, grouped by their apps, the largest group first.
+
+    The list is empty if all workers have the same apps, or if a worker has a new configuration.
+    marks: each with the name of its worker.
+    """
+    found: dict[bytes, list[str]] = {}
+    for name, mark in marks:
+        if mark.age < SETTLED_SECONDS:
+            return []
+        found.setdefault(mark.fingerprint, []).append(name)
+    if len(found) == 1:
+        return []
+    ordered = sorted(map(sorted, found.values()), key=lambda names: (-len(names), names))[:MAX_NAMED]
+    return [names if len(names) <= MAX_NAMED else [*names[:MAX_NAMED], "…"] for names in ordered]
