@@ -351,6 +351,16 @@ CAN_PUBLISH = "!document.querySelector('form .primary').disabled"
 IS_LIVE = "Boolean(document.querySelector('.dot.open'))"
 
 
+def test_history_of_a_channel_without_subscribers_is_opened_by_its_name(page: Site) -> None:
+    page.go("channels", app="app-test", prefix="news-of-nobody")
+    page.until_text("No channel matches")
+    page.server.post("/apps/app-test/events", {"name": "kept", "channels": ["news-of-nobody"], "data": "x" * 10})
+    page.tab.evaluate("document.querySelector('p.note a').click()")
+    page.until_text("A client that has received all of them")
+    page.until_text("kept")
+    assert page.faults()[0] == {}
+
+
 def test_banner_is_shown_until_the_broker_is_back(page: Site) -> None:
     page.go("overview")
     until(page.tab, ALL_WORK)

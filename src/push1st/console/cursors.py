@@ -3,6 +3,7 @@
 from base64 import b64encode, urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -96,10 +97,17 @@ def joined_page(
 
 
 def shown_data(data: bytes, most: int = MAX_DATA) -> dict[str, object]:
-    """Returns the fields `data` and `cut`, with `encoding` if the data are not text. most: the maximum number of bytes."""
+    """Returns the fields `data` and `cut`, with `encoding` if the data are not text. most: the maximum number of bytes.
+
+    Of a long JSON string, `data` is the beginning of its text, because a part of the JSON is not JSON.
+    """
     cut = len(data) > most
     try:
         data.decode()
     except UnicodeDecodeError:
         return {"data": b64encode(data[:most]).decode(), "cut": cut, "encoding": "base64"}
+    if cut and data.startswith(b'"'):
+        with suppress(msgspec.DecodeError, UnicodeError):
+            data = msgspec.json.decode(data, type=str).encode()
+            cut = len(data) > most
     return {"data": data[:most].decode(errors="ignore"), "cut": cut}

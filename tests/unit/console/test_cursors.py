@@ -1,5 +1,6 @@
 """Cursors over several workers, and data of clients in answers."""
 
+import json
 from typing import NamedTuple
 
 import pytest
@@ -44,6 +45,13 @@ def test_long_data_are_cut_between_characters() -> None:
     assert shown["cut"] is True
     assert shown["data"] == "xé" * (MAX_DATA // 3) + "x"
     assert shown_data(b"\xff" * (MAX_DATA + 1))["cut"] is True
+
+
+def test_cut_string_is_shown_without_its_json_quotes_like_a_short_one() -> None:
+    text = 'a "word"\n' * MAX_DATA
+    assert shown_data(json.dumps(text).encode()) == {"data": text[:MAX_DATA], "cut": True}
+    broken = '"' + "a" * MAX_DATA
+    assert shown_data(broken.encode()) == {"data": broken[:MAX_DATA], "cut": True}
 
 
 class Row(NamedTuple):

@@ -8,6 +8,14 @@ import { Data, Dialog, Empty, Facts, Kind, live, Loading, Missing, Name, Node, P
 const LIMIT = 50;
 /** the characters of a member's information that the list shows */
 const MAX_INFO = 500;
+/** @type {Record<string, string>} the meanings of the reasons of failed resumptions */
+const REASONS = {
+  trimmed: " (messages expired)",
+  "state-lost": " (the broker lost the history)",
+  shared: " (two connections used one page)",
+  "too-large": " (too many bytes missed)",
+  "no-history": " (the channel keeps no history)",
+};
 const VACANT = { subscriptions: 0, users: null, by_worker: [] };
 
 /** @param {{params: Record<string, string>}} props */
@@ -141,7 +149,7 @@ function History({ app, name, after }) {
         },
       ]}
     />
-    ${data && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}`).join(", ") || "none"}.${unknown > 0 && ` Subscriptions whose position the server does not know, mostly of new clients: ${whole(unknown)}.`}</p>`}
+    ${data && html`<p class="note">Resumptions in all channels: ${resumed.map(([result, n]) => `${whole(Number(n))} ${result}${REASONS[result] ?? ""}`).join(", ") || "none"}.${unknown > 0 && ` Subscriptions whose position the server does not know, mostly of new clients: ${whole(unknown)}.`}</p>`}
     ${data?.recovered === false && html`<p class="note">The messages of this page have expired. These are the newest messages.</p>`}
     ${shown &&
     html`<${Dialog} title="Kept message" close=${() => show(null)}>

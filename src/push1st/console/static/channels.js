@@ -3,7 +3,7 @@
 import { html, useMemo } from "./vendor/htm-preact.js";
 import { go, link, path, useCall } from "./data.js";
 import { short } from "./text.js";
-import { Choice, Empty, Filter, Kind, Missing, Name, Pager, Screen, Table } from "./ui.js";
+import { Choice, Empty, Filter, Kind, Missing, Name, Pager, Screen, Table, Text, Unfound } from "./ui.js";
 
 const LIMIT = 50;
 export const KINDS = /** @type {const} */ ([
@@ -44,7 +44,7 @@ export function Channels({ params }) {
       error=${error}
       again=${reload}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the channels examined so far match. Select “Continue search” to examine more.<//>`
+        ? html`<${Unfound} of="channels" />`
         : isFiltered
           ? html`<${Empty} title="No channel matches" alone="No channel of this worker matches">A channel appears here while it has a subscriber. Change the filter, or clear it.<//>`
           : html`<${Empty} title="No channel has a subscriber" alone="No channel has a subscriber on this worker">
@@ -65,5 +65,6 @@ export function Channels({ params }) {
       first=${link("channels", { app, prefix, kind })}
       next=${data?.next ? link("channels", { app, prefix, kind, after: data.next }) : null}
     />
+    ${prefix && channels && !channels.some((/** @type {any} */ one) => one.name === prefix) && html`<p class="note">A channel without subscribers is not listed, but may keep a history: <a href=${link("channel", { app, name: prefix, view: "history" })}><${Text} of=${prefix} /></a></p>`}
   <//>`;
 }

@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
 import { bytes, count, direction, plain, protocolName, short } from "./text.js";
-import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Screen, Since, Table, Text, Time } from "./ui.js";
+import { Check, Choice, Confirm, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Screen, Since, Table, Text, Time, Unfound } from "./ui.js";
 
 const LIMIT = 50;
 const PROTOCOLS = /** @type {const} */ ([
@@ -45,7 +45,7 @@ export function Connections({ params }) {
       error=${error}
       again=${reload}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the connections examined so far match. Select “Continue search” to examine more.<//>`
+        ? html`<${Unfound} of="connections" />`
         : isFiltered
           ? html`<${Empty} title="No connection matches" alone="No connection of this worker matches">Change the filter, or clear it.<//>`
           : html`<${Empty} title="No client is connected" alone="No client is connected to this worker">Connect a client with the key of this app, then it appears here.<//>`}

@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, useCall } from "./data.js";
 import { bytes, count, date, duration, plain, short, whole } from "./text.js";
-import { Badge, Choice, Confirm, Data, Dialog, Empty, Endpoint, Facts, Missing, Name, Pager, Screen, Section, Table, Text, Time } from "./ui.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Endpoint, Facts, Missing, Name, Pager, Screen, Section, Table, Text, Time, Unfound } from "./ui.js";
 
 const LIMIT = 50;
 /** @type {Record<string, string>} */
@@ -104,7 +104,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
       empty=${data?.folder === false
         ? html`<${Empty} title="The server keeps no dead letters">Set <code>hooks.folder</code> in the configuration to keep the hook events that cannot be delivered.<//>`
         : data?.complete === false
-          ? html`<${Empty} title="Nothing found yet">The part of the file examined so far has no dead letter of this app. Select “Continue search” to examine more.<//>`
+          ? html`<${Unfound} of="dead letters" />`
           : html`<${Empty} title="There are no dead letters" alone="This machine has no dead letters">${endpoints.length ? "The server has delivered each hook event, or still tries to." : "The app has no hooks."}<//>`}
       columns=${[
         {

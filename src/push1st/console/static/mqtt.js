@@ -3,7 +3,7 @@
 import { html, useMemo, useState } from "./vendor/htm-preact.js";
 import { call, go, link, notice, path, serverTime, useCall } from "./data.js";
 import { bytes, date, direction, duration, plain, short } from "./text.js";
-import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Problem, Screen, Since, Table, Tabs, Text } from "./ui.js";
+import { Badge, Choice, Confirm, Data, Dialog, Empty, Facts, Filter, Missing, Name, Node, Pager, Problem, Screen, Since, Table, Tabs, Text, Unfound } from "./ui.js";
 
 const LIMIT = 50;
 /** the session expiry interval of sessions without an end (MQTT 5.0, section 3.1.2.11.2) */
@@ -48,7 +48,7 @@ function Sessions({ params }) {
       again=${reload}
       bones=${3}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the sessions examined so far match. Select “Continue search” to examine more.<//>`
+        ? html`<${Unfound} of="sessions" />`
         : client || state
           ? html`<${Empty} title="No session matches" alone="No session of this worker matches">Change the filter, or clear it.<//>`
           : html`<${Empty} title="There are no MQTT sessions" alone="No MQTT client is connected to this worker">Connect an MQTT client with the key of this app. If it cannot connect, look at <code>server.mqtt.listen</code> and <code>server.proto</code> in the configuration.<//>`}
@@ -152,7 +152,7 @@ function Retained({ params }) {
       again=${reload}
       bones=${3}
       empty=${data?.complete === false
-        ? html`<${Empty} title="Nothing found yet">None of the topics examined so far match. Select “Continue search” to examine more.<//>`
+        ? html`<${Unfound} of="topics" />`
         : prefix
           ? html`<${Empty} title="No topic matches">Change the beginning of the topic, or clear it.<//>`
           : html`<${Empty} title="There are no retained messages">An MQTT client keeps a message here when it publishes with the flag <code>retain</code>.<//>`}

@@ -172,6 +172,11 @@ export function Empty({ title, alone, children }) {
   </div>`;
 }
 
+/** The text in place of a page of a search that has found nothing yet. @param {{of: string}} props */
+export function Unfound({ of }) {
+  return html`<${Empty} title="Nothing found yet">None of the ${of} examined for this page match. Select “Continue search” to examine more.<//>`;
+}
+
 /** Rows in place of those that are about to arrive. @param {{rows?: number}} props */
 export function Loading({ rows = 5 }) {
   return html`<div class="loading" role="status" aria-label="Loading">${Array.from({ length: rows }, () => html`<span class="bone"></span>`)}</div>`;
@@ -268,7 +273,7 @@ export function Pager({ data, shown, total = 0, noun, first, next, isFirst, whos
   if (!data || (!shown && isFirst && !next && !data.away)) return null;
   const where = data.away ? ` of the ${whose} ${data.from}; those of other ${whose.split(" ")[0]}s${also} are unknown now` : "";
   const isOnly = isFirst && !next;
-  const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined so far` : "";
+  const examined = data.complete === false ? `${whole(data.examined ?? 0)} examined for this page` : "";
   return html`<nav class="pager" aria-label=${`Pages of ${noun}`}>
     <p class="note">${whole(shown)}${total > shown && ` of ${whole(total)}`} ${noun}${where}${isOnly ? "" : " on this page"}${examined && html` · ${examined}`}</p>
     ${!isFirst && html`<a class="button" href=${first}>First page</a>`}
