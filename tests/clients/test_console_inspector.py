@@ -224,6 +224,15 @@ def test_rejections_carry_what_the_client_received_and_a_remedy(place: Place) ->
         assert (event["code"], event["reason"]) == (answer.status, answer.json["error"])
 
 
+def test_rejection_of_the_event_creator_has_its_app(place: Place) -> None:
+    _, operator = place
+    path = "/api/apps/app-test/events"
+    with watching(operator, app="app-test", what=["refused"]) as seen:
+        answer = operator.post(path, {"name": "e", "channel": "#bad channel", "data": ""})
+        event = seen.until_kind("refused", app="app-test", request=f"POST {path}")
+        assert (event["code"], event["reason"]) == (answer.status, answer.json["error"])
+
+
 def test_handshake_with_a_secret_in_place_of_the_key_is_shown_without_the_secret(place: Place) -> None:
     server, operator = place
     with watching(operator, app="app-test", what=["refused"]) as seen:

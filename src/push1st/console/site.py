@@ -22,7 +22,7 @@ from push1st.console.guard import NEEDED, NO_STORE, Guard
 from push1st.console.live import Live
 from push1st.console.sessions import OperatorSession
 from push1st.core.node import Node
-from push1st.eager import MaybeAwaitable
+from push1st.eager import MaybeAwaitable, resolve
 from push1st.errors import Refused
 from push1st.messages import Request, Response
 from push1st.transports.answers import error
@@ -88,9 +88,15 @@ class Site:
     def app_of(self, _args: tuple[str, ...]) -> AppConfig | None:
         return None
 
-    def handle(self, request: HandlerRequest, _exchange: Exchange) -> MaybeAwaitable[Outcome]:
+    async def handle(self, request: HandlerRequest, _exchange: Exchange) -> Outcome:
         """Serves a request (see `Handler`)."""
         path = request.args[0].lstrip("/")
+        try:
+            return await resolve(self._serve(path, request))
+        except Refused as exc:
+            return self._refused(error(exc.code, exc.text), request, path)
+
+    def _serve(self, path: str, request: HandlerRequest) -> MaybeAwaitable[Response]:
         method = "GET" if request.method == "HEAD" else request.method
         if path in _PROBES and method == "GET":
             return self._about_server(_PROBES[path])
@@ -150,10 +156,14 @@ class Site:
     async def _sign_in(self, request: HandlerRequest) -> Response:
         found = await self._door.sign_in(request.body, request.ip)
         if isinstance(found, Response):
-            self._node.metrics.refusals[str(found.status)] += 1
-            self._node.refusals.log_answer("request refused", found, method="POST", path=f"/{API}login", ip=request.ip)
-            return _with_headers(found)
+            return self._refused(found, request, LOGIN)
         return Response(200, _facts(found), headers=NO_STORE + self._cookie(found))
+
+    def _refused(self, answer: Response, request: HandlerRequest, path: str) -> Response:
+        """Counts and logs a rejected request, with its path: the inspector finds the app there. Returns the answer."""
+        self._node.metrics.refusals[str(answer.status)] += 1
+        self._node.refusals.log_answer("request refused", answer, method=request.method, path=f"/{path}", ip=request.ip)
+        return _with_headers(answer)
 
     async def _call(self, method: str, path: str, request: HandlerRequest) -> Response:
         try:

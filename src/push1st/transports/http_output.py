@@ -189,7 +189,8 @@ class HttpOutput(asyncio.Protocol):
             return None
         if not self._linger and (self._decoder.stage != IDLE or not self._decoder.started):
             self._listener.context.node.metrics.cut_offs["slow-request"] += 1
-            self._log("request refused", 408, "the request took too long")
+            if self._decoder.stage != IDLE:  # browsers open spare connections, on which they send nothing
+                self._log("request refused", 408, "the request took too long")
             self._answer(error(408, "the request took too long", self._listener.headers), False)
             self.flush()
         elif not self._last and has_unread(self._transport):

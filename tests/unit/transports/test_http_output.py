@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from structlog.testing import capture_logs
 
 from push1st.config.model import ApiConfig
 from push1st.transports import answers as answers_module
@@ -40,6 +41,19 @@ async def test_client_that_sends_nothing_is_disconnected(site):
     assert transport.closed
     assert statuses(transport.data) == [408]
     assert site.metrics.cut_offs["slow-request"] == 1
+
+
+async def test_only_a_request_that_has_begun_is_a_rejection(site):
+    site.node.refusals.enable(lambda: 0.0, ())
+    site.connect()
+    with capture_logs() as logs:
+        site.pass_seconds(HEAD_SECONDS + 1)
+        assert logs == []
+        connection, _ = site.connect()
+        connection.data_received(b"G")
+        await turns()
+        site.pass_seconds(HEAD_SECONDS + 1)
+    assert [(line["event"], line["code"]) for line in logs] == [("request refused", 408)]
 
 
 async def test_client_with_a_slow_head_is_disconnected(site):
