@@ -224,6 +224,26 @@ def test_overview_with_the_refusal_of_the_server(page: Site) -> None:
         assert look(other, "refused", "overview") == {}
 
 
+def test_tab_above_the_limit_shows_it_and_gets_the_next_free_place(page: Site) -> None:
+    closed = """WebSocket = class {
+      static OPEN = 1; readyState = 1;
+      constructor() { setTimeout(() => {
+        this.onopen();
+        if (window.isFree) return;
+        this.onclose({code: 1013, reason: "this worker has 10 live connections already, which is the limit"});
+      }); }
+      send() { setTimeout(() => window.isFree && this.onmessage({data: '{"events": [], "worker": "web-1:0"}'})); }
+      close() {}
+    }"""
+    with page.another(closed) as other:
+        other.begin("inspector", app="app-test")
+        other.until_text("This tab has no live channel: this worker has 10 live connections already, which is the limit.")
+        assert look(other, "refused", "live") == {}
+        other.tab.evaluate("window.isFree = true")
+        until(other.tab, "!document.body.innerText.includes('no live channel')", 30)
+        other.until_text("Watching. Nothing has happened yet")
+
+
 def test_fifth_inspector_begins_when_another_one_ends(page: Site) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(MAX_WATCHES):

@@ -1,8 +1,8 @@
 """The WebSocket `api/live` of the console, with JSON messages in both directions.
 
 A browser sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
-name. The worker pings a silent browser, and ends a socket whose session has ended or expired (4401), or whose browser does not
-read its messages (4100).
+name. The worker pings a silent browser, and ends a socket whose session has ended or expired (4401), whose browser does not
+read its messages (4100), or that is one too many (1013).
 """
 
 import asyncio
@@ -28,7 +28,6 @@ from push1st.protocols.websocket import (
     pong_frame,
     text_frame,
 )
-from push1st.transports.answers import error
 from push1st.transports.entries import checked
 from push1st.transports.handlers import Handshake, SocketOwner
 from push1st.transports.sweep import NEVER
@@ -262,11 +261,13 @@ class Live:
         refusal = checked(handshake)
         if refusal is not None:
             return refusal
-        if len(self._sockets) >= MAX_SOCKETS:
-            return error(503, f"this worker has {MAX_SOCKETS} live connections already, which is the limit")
         socket = LiveSocket(self, self._context, session, transport)
-        self._sockets.add(socket)
         socket.start(before + handshake_answer(handshake.key))
+        if len(self._sockets) >= MAX_SOCKETS:
+            # Unlike the status of a rejected handshake, a browser's script can read the code and the reason of a close frame.
+            socket.close(1013, f"this worker has {MAX_SOCKETS} live connections already, which is the limit")
+            return socket
+        self._sockets.add(socket)
         if rest:
             self._context.edge.arrived(socket, rest)
         return socket

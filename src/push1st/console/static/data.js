@@ -69,6 +69,8 @@ export const lostAt = new Store(0);
 export const notice = new Store("");
 /** The state of the live channel. @type {Store<"idle" | "connecting" | "open" | "waiting">} */
 export const liveState = new Store(/** @type {"idle" | "connecting" | "open" | "waiting"} */ ("idle"));
+/** Why the server accepts no further live channel; "" if it does. */
+export const liveFull = new Store("");
 
 // The place in the hash
 
@@ -364,13 +366,12 @@ class Live {
     this.heardAt = performance.now();
     liveState.set("connecting");
     socket.onopen = () => {
-      this.tries = 0;
-      liveState.set("open");
+      if (!liveFull.value) this.opened();
       for (const [name, { request }] of this.watches) this.send({ watch: name, ...request });
       this.rest();
     };
     socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
-    socket.onclose = ({ code }) => this.closed(socket, code);
+    socket.onclose = ({ code, reason }) => this.closed(socket, code, reason);
   }
 
   check() {
@@ -381,18 +382,26 @@ class Live {
     this.closed(socket, 0);
   }
 
+  opened() {
+    this.tries = 0;
+    liveFull.set("");
+    liveState.set("open");
+  }
+
   /** @param {any} message */
   receive(message) {
+    this.opened();
     this.heardAt = performance.now();
     if ("overview" in message) this.watches.get("overview")?.take(message.overview);
     else if ("events" in message) this.watches.get("inspector")?.take(message);
     else if ("error" in message) for (const watch of this.watches.values()) watch.take(message);
   }
 
-  /** @param {WebSocket} socket @param {number} code */
-  closed(socket, code) {
+  /** @param {WebSocket} socket @param {number} code @param {string} [reason] */
+  closed(socket, code, reason = "") {
     if (socket !== this.socket) return;
     this.socket = null;
+    liveFull.set(code === 1013 ? reason : "");
     if (!this.watches.size || document.hidden) return liveState.set("idle");
     liveState.set("waiting");
     const seconds = code === 4401 && !this.tries ? 0 : RETRY_SECONDS[Math.min(this.tries, RETRY_SECONDS.length - 1)];

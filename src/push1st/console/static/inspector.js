@@ -10,8 +10,6 @@ const ROW = 32;
 const TALL_ROW = 52;
 const NARROW = matchMedia("(max-width: 760px)");
 const SPARE = 6;
-/** The time after which a refused watch is tried again. */
-const RETRY_SECONDS = 5;
 
 /** What is reported, in the order of the life of a connection. */
 const TYPES = /** @type {const} */ ([
@@ -48,7 +46,7 @@ export function Inspector({ params }) {
   const filter = { what, channel, socket, user, ip, data };
   const state = useStore(liveState);
   const [newest, setNewest] = useState(kept);
-  const [frozen, freeze] = useState(/** @type {typeof kept | null} */ (null)); // what is shown while paused
+  const [frozen, freeze] = useState(/** @type {typeof kept | null} */ (null));
   const view = frozen ?? newest;
   const [follows, follow] = useState(true);
   const [chosen, choose] = useState(/** @type {any} */ (null));
@@ -61,7 +59,7 @@ export function Inspector({ params }) {
     fail("");
   }, [app]);
   useEffect(() => {
-    const timer = error ? setInterval(() => channels.again("inspector"), RETRY_SECONDS * 1000) : 0;
+    const timer = error ? setInterval(() => channels.again("inspector"), 5000) : 0;
     return () => clearInterval(timer);
   }, [error]);
   useLive("inspector", request, (answer) => {
@@ -87,7 +85,7 @@ export function Inspector({ params }) {
   const put = (change) => go("inspector", { app, ...filter, ...change }, true);
   const lost = Object.entries(view.dropped);
   const isFiltered = what || channel || socket || user || ip;
-  const fresh = arrivals(newest) - arrivals(view);
+  const fresh = newest.first + newest.rows.length - view.first - view.rows.length;
   const actions = html`<button type="button" class="pause" aria-pressed=${Boolean(frozen)} disabled=${error && !frozen} onClick=${() => freeze(frozen ? null : kept)}>
       ${frozen ? `Resume${fresh > 0 ? ` (${whole(fresh)} new)` : ""}` : "Pause"}
     </button>
@@ -121,7 +119,7 @@ export function Inspector({ params }) {
     ${error && html`<${Problem} error=${new Error(error)} />`}
     <p class="note tally" role="status" aria-live="off">${live(tally)}</p>
     <div class="inspector">
-      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? `Not watching: see the message above. The console tries again every ${RETRY_SECONDS} seconds.` : idle(Boolean(frozen), state, isFiltered, app, useStore(away) && worker)} />
+      <${Rows} view=${view} chosen=${chosen} choose=${choose} put=${put} follows=${follows} follow=${follow} idle=${error ? "Not watching: see the message above. The console tries again every 5 seconds." : idle(Boolean(frozen), state, isFiltered, app, useStore(away) && worker)} />
       <aside class="panel detail" aria-label="Details of the event">
         ${chosen ? html`<${Detail} app=${app} row=${chosen} put=${put} />` : html`<p class="note">Select an event to see all its fields.</p>`}
       </aside>
@@ -137,11 +135,6 @@ export function Inspector({ params }) {
 function ordered(rows) {
   const start = Math.max(0, rows.length - MAX_ROWS);
   return [...rows.slice(0, start), ...rows.slice(start).sort((a, b) => a.at - b.at)];
-}
-
-/** Returns the number of all events up to the last one of a view. @param {typeof kept} view */
-function arrivals(view) {
-  return view.first + view.rows.length;
 }
 
 /** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} only the worker that is watched alone; "" if all are */

@@ -1,7 +1,7 @@
 // @ts-check
 /** The frame of all screens: sign-in, navigation, keyboard, theme, help, and the notice bar. */
 import { html, render, useEffect, useErrorBoundary, useLayoutEffect, useState } from "./vendor/htm-preact.js";
-import { away, awaySince, checkSession, go, link, liveState, lostAt, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
+import { away, awaySince, checkSession, go, link, liveFull, liveState, lostAt, notice, path, route, session, signOut, useCall, useStore } from "./data.js";
 import { clock, plain, withoutNumber } from "./text.js";
 import { Dialog, Loading, Name, Problem, Screen, Text } from "./ui.js";
 import { Overview } from "./overview.js";
@@ -248,7 +248,7 @@ function Version() {
   const state = useStore(liveState);
   const lost = useStore(lostAt);
   const isAway = useStore(away);
-  const text = lost ? `no answer since ${clock(lost)}` : isAway ? "broker away" : { idle: "", connecting: "connecting", open: "live", waiting: "live channel is away" }[state];
+  const text = lost ? `no answer since ${clock(lost)}` : isAway ? "broker away" : { idle: "", connecting: "connecting", open: "live", waiting: "no live channel" }[state];
   return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${lost || isAway ? "waiting" : state}`}>${text}</span></p>`;
 }
 
@@ -256,13 +256,18 @@ function Version() {
 function Alerts({ screen }) {
   const reason = useStore(away);
   const state = useStore(liveState);
+  const full = useStore(liveFull);
   const [late, setLate] = useState(false);
   useEffect(() => {
-    const timer = state === "waiting" || state === "connecting" ? setTimeout(() => setLate(true), 2500) : 0;
+    const timer = state === "waiting" || state === "connecting" ? setTimeout(() => setLate(true), full ? 0 : 2500) : 0;
     if (!timer) setLate(false);
     return () => clearTimeout(timer);
-  }, [state]);
-  const lost = late && "The live channel is interrupted. The console reconnects; until then, figures are older than usual.";
+  }, [state, full]);
+  const lost =
+    late &&
+    (full
+      ? `This tab has no live channel: ${full}. Close other tabs of the console; this tab tries again.`
+      : "The live channel is interrupted. The console reconnects; until then, figures are older than usual.");
   return html`<div class="alerts" role="status">
     ${reason &&
     html`<p class="bad">
