@@ -551,6 +551,7 @@ def test_expired_session_shows_the_sign_in(page: Site) -> None:
     page.tab.put_cookie(COOKIE, page.cookie(3), page.url)
     with _second_page(page) as other:
         until_signed_out(other)
+        until(other, "document.body.textContent.includes('Your session has ended')")
     page.tab.to_front()
     page.tab.evaluate("location.hash = '#/cluster'")
     until_signed_out(page.tab)

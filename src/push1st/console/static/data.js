@@ -57,6 +57,8 @@ export function useStore(store) {
 
 /** The state of the sign-in: "unknown", "in" or "out". @type {Store<"unknown" | "in" | "out">} */
 export const session = new Store(/** @type {"unknown" | "in" | "out"} */ ("unknown"));
+/** Whether a session has ended while this tab was open. */
+export let hasEnded = false;
 /** The reason why this worker answers alone; "" if the broker is connected. @type {Store<string>} */
 export const away = new Store("");
 /** The time since which the worker of this tab has no connection to the broker; 0 if it has one. */
@@ -168,7 +170,10 @@ export async function call(method, path, body, signal) {
       // A proxy answers with a page of its own.
     }
     if (!response.ok) {
-      if (response.status === 401 && path !== "login") session.set("out");
+      if (response.status === 401 && path !== "login") {
+        hasEnded ||= session.value === "in";
+        session.set("out");
+      }
       const message = answer?.error ?? `The server answered with the status ${response.status}.`;
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }

@@ -84,7 +84,7 @@ export function Events({ params }) {
         <p id="json-state" class=${problem || isAway ? "warning" : "note"} role="status">
           ${isAway ? "Nothing can be published while the broker is away." : problem ? html`This is not JSON (<${Text} of=${problem} />). The server publishes it as a string.` : `JSON, ${bytes(size(json(form.data)))} as sent`}
         </p>
-        <button type="submit" class="primary" disabled=${busy || isAway}>${busy ? "Publishing …" : "Publish"}</button>
+        <button type="submit" class="primary" disabled=${isAway}>${busy ? "Publishing …" : "Publish"}</button>
       </div>
       ${error && html`<div id="refusal"><${Problem} error=${error} /></div>`}
     </form>

@@ -59,10 +59,10 @@ function Sessions({ params }) {
           show: (/** @type {any} */ row) => html`<button type="button" class="plain-button name" dir=${direction(row.client)} title=${plain(row.client)} onClick=${() => show(row)}><${Text} of=${row.client} /></button>`,
         },
         { key: "owner", label: "User", size: "m", show: owner },
-        { key: "state", label: "State", size: "m", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
+        { key: "state", label: "State", size: "s", show: (/** @type {any} */ row) => html`<${Badge} kind=${row.state === "connected" ? "ok" : "plain"}>${row.state}<//>` },
         { key: "since", label: "In this state", size: "s", number: true, show: (/** @type {any} */ row) => html`<${Since} at=${row.since} />` },
         { key: "filters", label: "Subscriptions", size: "s", number: true, show: (/** @type {any} */ row) => known(row.filter_count) },
-        { key: "waiting", label: "Waiting", size: "s", number: true, show: (/** @type {any} */ row) => `${known(row.waiting)}${addsNewer(row) ? " + newer" : ""}` },
+        { key: "waiting", label: "Waiting", size: "m", number: true, show: (/** @type {any} */ row) => `${known(row.waiting)}${addsNewer(row) ? " + newer" : ""}` },
         { key: "inflight", label: "In flight", size: "s", number: true, show: (/** @type {any} */ row) => known(row.inflight) },
       ]}
     />
