@@ -205,7 +205,7 @@ def test_live_screens_while_they_load(page: Site) -> None:
         until(other.tab, "Boolean(document.querySelector('.loading'))")
         found = look(other, "loading", "overview")
         other.begin("inspector", app="app-test")
-        other.until_text("Connecting to the live channel")
+        other.until_text("Connecting …")
         assert found | look(other, "loading", "inspector") == {}
 
 
@@ -237,10 +237,10 @@ def test_tab_above_the_limit_shows_it_and_gets_the_next_free_place(page: Site) -
     }"""
     with page.another(closed) as other:
         other.begin("inspector", app="app-test")
-        other.until_text("This tab has no live channel: this worker has 10 live connections already, which is the limit.")
+        other.until_text("This tab has no live connection: this worker has 10 live connections already, which is the limit.")
         assert look(other, "refused", "live") == {}
         other.tab.evaluate("window.isFree = true")
-        until(other.tab, "!document.body.innerText.includes('no live channel')", 30)
+        until(other.tab, "!document.body.innerText.includes('no live connection')", 30)
         other.until_text("Watching. Nothing has happened yet")
 
 

@@ -99,7 +99,7 @@ def joined_page(
 def shown_data(data: bytes, most: int = MAX_DATA) -> dict[str, object]:
     """Returns the fields `data` and `cut`, with `encoding` if the data are not text. most: the maximum number of bytes.
 
-    Of a long JSON string, `data` is the beginning of its text, because a part of the JSON is not JSON.
+    If a JSON string is too long, `data` is the beginning of the decoded string: a part of the encoded string is not valid JSON.
     """
     cut = len(data) > most
     try:

@@ -1,8 +1,8 @@
 """The WebSocket `api/live` of the console, with JSON messages in both directions.
 
 A browser sends `{"watch": NAME, …}` and `{"unwatch": NAME}`, and each part of the console that is `Watchable` answers under its
-name. The worker pings a silent browser, and ends a socket whose session has ended or expired (4401), whose browser does not
-read its messages (4100), or that is one too many (1013).
+name. The worker pings a silent browser. It closes a socket if the session has ended or expired (4401), if the browser does not
+read its messages (4100), or if the worker already has `MAX_SOCKETS` sockets (1013).
 """
 
 import asyncio
@@ -264,7 +264,7 @@ class Live:
         socket = LiveSocket(self, self._context, session, transport)
         socket.start(before + handshake_answer(handshake.key))
         if len(self._sockets) >= MAX_SOCKETS:
-            # Unlike the status of a rejected handshake, a browser's script can read the code and the reason of a close frame.
+            # A browser's script can read the code and the reason of a close frame, but not the status of a rejected handshake.
             socket.close(1013, f"this worker has {MAX_SOCKETS} live connections already, which is the limit")
             return socket
         self._sockets.add(socket)

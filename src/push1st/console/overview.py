@@ -286,7 +286,10 @@ class Overview:
 
 
 def _different_apps(replies: Collection[OverviewReply]) -> list[list[str]]:
-    """Returns `groups` of the workers. Another version may have other settings, and a draining worker has old ones."""
+    """Returns `groups` of the workers that are not draining, because a draining worker has old settings.
+
+    The list is empty if the workers have different versions, because versions may differ in their settings.
+    """
     if len({reply.figures.version for reply in replies}) > 1:
         return []
     compared = [(reply.figures, reply.apps) for reply in replies if reply.apps is not None and not reply.figures.draining]

@@ -1,7 +1,7 @@
-"""Whether all workers have the same apps.
+"""Compares the apps of all workers.
 
-Each worker reports a fingerprint of its apps, because settings have secrets, and because apps can be many. This module only
-compares: it does not know which worker has the intended apps.
+Each worker sends only a fingerprint of its apps, because the settings contain secrets, and because a worker may have many apps.
+This module only compares fingerprints: it cannot determine which worker has the correct settings.
 """
 
 import hashlib
@@ -13,9 +13,9 @@ from push1st.clock import Clock
 from push1st.config.model import Config
 
 SETTLED_SECONDS = 5.0
-"""the age of a worker's configuration before which it is not compared: a reload reaches the workers one after another"""
+"""the minimum age of each worker's configuration for a comparison, because a reload reaches the workers one after another"""
 DIGEST_BYTES = 4
-"""the size of a fingerprint: too short to test guesses of a long secret"""
+"""the size of a fingerprint; an attacker cannot test guesses of a long secret against so few bytes"""
 MAX_NAMED = 8
 """the maximum number of groups, and of names in a group"""
 
@@ -23,7 +23,11 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 
 
 class AppsMark(msgspec.Struct, frozen=True, array_like=True):
-    """The apps of a worker. fingerprint: equal for equal settings of all apps. age: the seconds since the last configuration."""
+    """The apps of a worker.
+
+    fingerprint: workers with the same settings of all apps have the same fingerprint.
+    age: the seconds since the worker loaded its current configuration.
+    """
 
     fingerprint: bytes
     age: float
@@ -56,7 +60,7 @@ class OwnApps:
 def groups(marks: Iterable[tuple[str, AppsMark]]) -> list[list[str]]:
     """Returns the names of workers, grouped by their apps, the largest group first.
 
-    The list is empty if all workers have the same apps, or if a worker has a new configuration.
+    The list is empty if all workers have the same apps, or if the configuration of a worker is younger than `SETTLED_SECONDS`.
     marks: each with the name of its worker.
     """
     found: dict[bytes, list[str]] = {}

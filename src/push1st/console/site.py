@@ -160,7 +160,7 @@ class Site:
         return Response(200, _facts(found), headers=NO_STORE + self._cookie(found))
 
     def _refused(self, answer: Response, request: HandlerRequest, path: str) -> Response:
-        """Counts and logs a rejected request, with its path: the inspector finds the app there. Returns the answer."""
+        """Counts a rejected request, and logs it with its path, from which the inspector gets the app. Returns the answer."""
         self._node.metrics.refusals[str(answer.status)] += 1
         self._node.refusals.log_answer("request refused", answer, method=request.method, path=f"/{path}", ip=request.ip)
         return _with_headers(answer)

@@ -382,7 +382,7 @@ class Node:
         await self.counts.tick()
 
     async def terminate(self, app: App, user_id: str, by: bytes = b"app") -> None:
-        """Closes all connections of a signed-in user, on all workers. by: who does this: the app, or an `OPERATOR`."""
+        """Closes all connections of a signed-in user, on all workers. by: for the close reason: b"app", or `OPERATOR`."""
         await resolve(self._broker.publish(Message(app.config.id, session_topic(user_id), TERMINATE, by, *self.stamp())))
 
     async def members(self, app: App, channel: str, *, local_view: bool = False) -> tuple[Member, ...]:

@@ -151,11 +151,11 @@ class Retries:
         return None
 
     def take_early(self, is_failing: bool) -> Delivery | None:
-        """Removes and returns a delivery that failed in an outage, before its time, if the outage has ended."""
+        """If the outage has ended, removes and returns a delivery that failed in it, even if its retry is not due yet."""
         return heapq.heappop(self._in_outage)[1] if self._in_outage and not is_failing else None
 
     def try_now(self, now: float, is_failing: bool) -> None:
-        """Makes the next delivery due. If this delivery ends an outage, all others are due."""
+        """Makes the next delivery due. If the endpoint was failing and accepts this delivery, all others become due."""
         if is_failing:
             self._rejected, self._in_outage = [], sorted((*self._rejected, *self._in_outage))
         heaps = [heap for heap in (self._in_outage, self._rejected) if heap]
@@ -316,7 +316,7 @@ class Queue:
         """Returns the next delivery to send, or None. The caller reports the result of the delivery to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
-        # New events come before the retries whose time has not come: the endpoint may reject them again.
+        # New events precede the retries that are not due yet: the endpoint may reject these retries again.
         delivery = self.retries.take(now) or self._begin(now) or self.retries.take_early(self.failing)
         if delivery is None:
             return None

@@ -200,7 +200,7 @@ class Turn:
     def _work_off(self, connections: OrderedDict[Connection, None], until: float, is_newest_first: bool = False) -> None:
         """Lets each connection in `connections` process a slice, in rotation, until the time `until`."""
         while connections:
-            connection, _ = connections.popitem(last=is_newest_first)  # a `dict` finds its first key slowly
+            connection, _ = connections.popitem(last=is_newest_first)  # after many removals, a `dict` finds its first key slowly
             try:
                 if connection.process(b""):
                     self._backlog[connection] = None

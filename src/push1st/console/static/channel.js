@@ -12,8 +12,8 @@ const MAX_INFO = 500;
 const REASONS = {
   trimmed: " (messages expired)",
   "state-lost": " (the broker lost the history)",
-  shared: " (two connections used one page)",
-  "too-large": " (too many bytes missed)",
+  shared: " (two connections used one page name)",
+  "too-large": " (too many missed bytes)",
   "no-history": " (the channel keeps no history)",
 };
 const VACANT = { subscriptions: 0, users: null, by_worker: [] };

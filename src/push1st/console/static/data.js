@@ -57,7 +57,7 @@ export function useStore(store) {
 
 /** The state of the sign-in: "unknown", "in" or "out". @type {Store<"unknown" | "in" | "out">} */
 export const session = new Store(/** @type {"unknown" | "in" | "out"} */ ("unknown"));
-/** Whether a session has ended while this tab was open. */
+/** whether a session of this tab has ended */
 export let hasEnded = false;
 /** The reason why this worker answers alone; "" if the broker is connected. @type {Store<string>} */
 export const away = new Store("");
@@ -71,7 +71,7 @@ export const lostAt = new Store(0);
 export const notice = new Store("");
 /** The state of the live channel. @type {Store<"idle" | "connecting" | "open" | "waiting">} */
 export const liveState = new Store(/** @type {"idle" | "connecting" | "open" | "waiting"} */ ("idle"));
-/** Why the server accepts no further live channel; "" if it does. */
+/** Why the server rejects a further live connection; "" if it does not. */
 export const liveFull = new Store("");
 
 // The place in the hash
@@ -178,7 +178,7 @@ export async function call(method, path, body, signal) {
       throw new CallError(response.status, message, Number(response.headers.get("Retry-After")) || 0);
     }
     if (answer && typeof answer === "object") {
-      // On the overview, only the worker of the live socket sets `away`: the broker may be away for the answering worker only.
+      // On the overview, the worker of the live channel sets `away`: others may have lost the broker alone.
       if ("away" in answer && !(path === "version" && live.watches.has("overview") && liveState.value === "open")) away.set(answer.away || "");
       answer.from = response.headers.get("Push1st-Worker");
     }

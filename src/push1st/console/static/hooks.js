@@ -162,7 +162,7 @@ function DeadLetters({ app, endpoint, after, endpoints }) {
     <//>`}
     ${asking &&
     html`<${Confirm} title=${`Redrive ${count(picked.length, "dead letter")}?`} verb="Redrive" kind="primary" act=${redrive} close=${() => ask(false)}>
-      <p>The server queues their events again: the oldest first, after the waiting events of their channels, and up to 100 letters a second. It redrives each letter once only.</p>
+      <p>The server queues the events again, the oldest first, and at most 100 letters a second. Each event follows the waiting events of its channel. The server redrives each letter once only.</p>
       ${state && html`<p class="warning">Events such as <code>${state}</code> report a state, which may have changed since. A backend that does not compare <code>time_ms</code> stores the old state as the current state.</p>`}
       ${endpoints.some((one) => one.failing && picked.some((/** @type {any} */ row) => row.hook === one.hook)) && html`<p class="warning">The endpoint did not accept the last delivery. The redrive retries a delivery immediately. If the endpoint still fails, the events may become dead letters again.</p>`}
     <//>`}

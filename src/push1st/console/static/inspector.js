@@ -140,7 +140,7 @@ function ordered(rows) {
 /** @param {boolean} paused @param {string} state @param {unknown} isFiltered @param {string} app @param {string} only the worker that is watched alone; "" if all are */
 function idle(paused, state, isFiltered, app, only) {
   if (paused) return "Paused. “Resume” shows the new events.";
-  if (state !== "open") return "Connecting to the live channel …";
+  if (state !== "open") return "Connecting …";
   if (only) return `Watching ${only} only, because the broker is away. Nothing has happened there yet.`;
   if (isFiltered) return "Watching. Nothing matches the filter yet.";
   return html`Watching. Nothing has happened yet: connect a client, or <a href=${link("events", { app })}>publish an event</a>.`;

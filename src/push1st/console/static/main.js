@@ -248,7 +248,7 @@ function Version() {
   const state = useStore(liveState);
   const lost = useStore(lostAt);
   const isAway = useStore(away);
-  const text = lost ? `no answer since ${clock(lost)}` : isAway ? "broker away" : { idle: "", connecting: "connecting", open: "live", waiting: "no live channel" }[state];
+  const text = lost ? `no answer since ${clock(lost)}` : isAway ? "broker away" : { idle: "", connecting: "connecting", open: "live", waiting: "no live connection" }[state];
   return html`<p class="version"><span>${data ? `Push1st ${data.version}` : ""}</span><span class=${`dot ${lost || isAway ? "waiting" : state}`}>${text}</span></p>`;
 }
 
@@ -266,8 +266,8 @@ function Alerts({ screen }) {
   const lost =
     late &&
     (full
-      ? `This tab has no live channel: ${full}. Close other tabs of the console; this tab tries again.`
-      : "The live channel is interrupted. The console reconnects; until then, figures are older than usual.");
+      ? `This tab has no live connection: ${full}. Close other tabs of the console.`
+      : "The live connection is interrupted. The console reconnects; until then, figures are older than usual.");
   return html`<div class="alerts" role="status">
     ${reason &&
     html`<p class="bad">

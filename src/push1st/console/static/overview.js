@@ -151,7 +151,7 @@ export function Overview() {
     return undefined;
   };
   useLive("overview", { every: EVERY }, take);
-  // Without the live channel, for example behind a proxy that does not forward upgrades, this screen requests each answer.
+  // Without the live channel, for example behind some proxies, this screen requests each answer.
   useEffect(() => {
     const ask = () => {
       if (!document.hidden && liveState.value !== "open") call("GET", "overview").then(take, fail);
@@ -249,7 +249,7 @@ function statements(data) {
     say(one.replaced ? "warn" : "bad", `lost ${one.id}`, html`The worker <b><${Node} of=${one.id} /></b> ${how}`);
   }
   if (data.broker_lost_at) say("bad", "broker lost", `The broker lost its state at ${clock(data.broker_lost_at)}: earlier histories, retained messages and absent MQTT sessions are lost.`);
-  if (data.different_apps?.length) say("warn", "apps", html`Workers have different apps: ${data.different_apps.map((/** @type {string[]} */ names, /** @type {number} */ i) => html`${i > 0 && "; "}<b><${Text} of=${names.join(", ")} /></b>`)}. The apps must be the same on all servers: correct the configuration, then run <code>push1st reload</code> there.`);
+  if (data.different_apps?.length) say("warn", "apps", html`The settings of the apps differ between workers: ${data.different_apps.map((/** @type {string[]} */ names, /** @type {number} */ i) => html`${i > 0 && "; "}<b><${Text} of=${names.join(", ")} /></b>`)}. They must be the same on all machines: correct the configuration, then run <code>push1st reload</code> on each changed machine.`);
   if (data.without_console) say("warn", "without console", html`${data.without_console === 1 ? "One worker has" : `${whole(data.without_console)} workers have`} no console, so all screens are incomplete. Configure on all machines the same <code>console.password</code>. <a href=${link("cluster")}>Cluster</a>`);
   const oldest = data.nodes.reduce((/** @type {any} */ most, /** @type {any} */ node) => ((node.hook_oldest ?? 0) > (most.hook_oldest ?? 0) ? node : most), {});
   if (oldest.hook_oldest >= HOOK_SECONDS) {

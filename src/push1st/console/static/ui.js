@@ -174,7 +174,7 @@ export function Empty({ title, alone, children }) {
 
 /** The text in place of a page of a search that has found nothing yet. @param {{of: string}} props */
 export function Unfound({ of }) {
-  return html`<${Empty} title="Nothing found yet">None of the ${of} examined for this page match. Select “Continue search” to examine more.<//>`;
+  return html`<${Empty} title="Nothing found yet">None was found for this page. Select “Continue search” to examine more ${of}.<//>`;
 }
 
 /** Rows in place of those that are about to arrive. @param {{rows?: number}} props */

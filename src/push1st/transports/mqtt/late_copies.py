@@ -44,10 +44,11 @@ class LateCopies:
         self._sent[message.channel] = message.id, gets_earlier
 
     def has(self, live: OwnMessage) -> bool:
-        """Returns whether a live message is a late copy that the client does not get. A message of a group is no copy.
+        """Returns whether a live message is a late copy that the client does not get. A message of a group is never one.
 
-        If the client receives an earlier message after the retained message, the client also receives the copy of the retained
-        message, which arrives later if the same worker has published both messages.
+        A message that was published before the retained message may arrive after it. If the client receives this older message,
+        it also receives the copy of the retained message. The copy arrives after the older message if one worker has published
+        both messages.
         """
         message = live.message
         id, gets_earlier = self._sent.get(message.channel, (0, False))
@@ -60,7 +61,7 @@ class LateCopies:
         return message.id == id
 
     def removed(self, held: Sequence[OwnMessage], retained: Message) -> list[OwnMessage]:
-        """Returns the held messages without the late copies of earlier messages than a retained one that is sent now."""
+        """Returns the held messages without the late copies that are older than a retained message, which is sent now."""
         channel, id = retained.channel, retained.id
         return [one for one in held if one.message.channel != channel or one.message.id >= id or not self.has(one)]
 

@@ -101,7 +101,7 @@ class RetainedPages:
         self._poll = MIN_POLL_SECONDS
         self._late = LateCopies(session)
         self._ended = 0
-        """the number of times that no channel was pending any more"""
+        """how many times the last pending channel was removed from `_pending`"""
         self._first_page: tuple[Sequence[str], Sequence[Message | None]] | None = None
         """the channels and messages of a page that was read before SUBACK"""
 
@@ -272,7 +272,10 @@ class RetainedPages:
                 self._end()
 
     def _end_later(self, ended: int) -> None:
-        """Ends the pages, because no copy of a retained message can arrive any more, unless another page has followed."""
+        """Ends the pages unless another page has followed, because no copy of a retained message can arrive any more.
+
+        ended: the value of `_ended` when this call was scheduled.
+        """
         is_last = ended == self._ended and not (self._pending or self._unmatched)
         if is_last and not self._session.client.closed and self._sender.pages is self:
             self._end()
