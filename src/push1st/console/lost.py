@@ -72,3 +72,21 @@ class LostNodes:
     def found(self) -> dict[str, LostNode]:
         """Returns the lost nodes."""
         return dict(self._lost)
+
+
+class LatestLoss:
+    """The latest loss of the broker's state.
+
+    reported: its time on the clock of the worker that detected it, which may be ahead. at: the time for this worker, at most the
+    time at which it learned of the loss. Both in seconds since 1970; 0 without a loss.
+    """
+
+    __slots__ = ("at", "reported")
+
+    def __init__(self) -> None:
+        self.at = self.reported = 0.0
+
+    def learn(self, reported: float, now: float) -> None:
+        """Keeps a loss that a worker reports, if it is a later one."""
+        if reported > self.reported:
+            self.reported, self.at = reported, min(reported, now)

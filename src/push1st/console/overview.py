@@ -17,7 +17,7 @@ from push1st import logs
 from push1st.config.model import Config, all_warnings
 from push1st.console.endpoints import ConsoleContext, ConsoleEndpoint
 from push1st.console.live import LiveSocket
-from push1st.console.lost import KEPT_SECONDS, LostNode, LostNodes
+from push1st.console.lost import KEPT_SECONDS, LatestLoss, LostNode, LostNodes
 from push1st.console.nodes import NodeAbout
 from push1st.console.sameness import AppsMark, OwnApps, groups
 from push1st.console.samples import FIELDS, GAUGE, Samples, Series, added
@@ -116,8 +116,7 @@ class Overview:
         self._lost = LostNodes(context.wire.nodes)
         self._apps = OwnApps(context.config, self._clock)
         context.wire.serve(KIND, self._own)
-        self._broker_lost_at = 0.0
-        """the latest time at which a worker detected a loss of the broker's state"""
+        self._broker_lost = LatestLoss()
         context.wire.serve(LOST, lambda _: msgspec.msgpack.encode(self._losses()))
         self.endpoints = (ConsoleEndpoint("GET", "overview", lambda _: self._answer(WITH_SERIES)),)
 
@@ -128,11 +127,11 @@ class Overview:
                 self._learn(losses)
 
     def _losses(self) -> Losses:
-        return Losses(self._lost.found(), max(self._broker_lost_at, self._context.node.metrics.broker_lost_at))
+        return Losses(self._lost.found(), max(self._broker_lost.reported, self._context.node.metrics.broker_lost_at))
 
     def _learn(self, losses: Losses) -> None:
         self._lost.learn(losses.nodes)
-        self._broker_lost_at = max(self._broker_lost_at, min(losses.broker_at, self._now()))  # another clock may be ahead
+        self._broker_lost.learn(losses.broker_at, self._now())
 
     def _now(self) -> float:
         return self._clock.wall() / 1_000_000_000
@@ -211,7 +210,7 @@ class Overview:
             "missing": replies.missing,
             "silent": [self._silent(node) for node in silent],
             "lost": self._all_lost(answered),
-            "broker_lost_at": self._broker_lost_at if self._now() - self._broker_lost_at < KEPT_SECONDS else None,
+            "broker_lost_at": self._broker_lost.at if self._now() - self._broker_lost.at < KEPT_SECONDS else None,
             "without_console": 0 if replies.away else len(wire.without_console()),
             "away": replies.away,
             "different_apps": _different_apps(found),

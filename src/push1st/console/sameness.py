@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 
 import msgspec
+from msgspec.structs import replace
 
 from push1st.clock import Clock
 from push1st.config.model import Config
@@ -52,7 +53,9 @@ class OwnApps:
     def mark(self) -> AppsMark:
         self.look()
         if not self._fingerprint:
-            apps = sorted(self._config.apps, key=lambda app: app.id)
+            # `server.max-request-payload`, which may differ between servers, raises the limit `payload` of each app.
+            apps = [replace(app, limits=replace(app.limits, payload=0)) for app in self._config.apps]
+            apps.sort(key=lambda app: app.id)
             self._fingerprint = hashlib.blake2b(_encoder.encode(apps), digest_size=DIGEST_BYTES).digest()
         return AppsMark(self._fingerprint, self._clock.monotonic() - self._since)
 

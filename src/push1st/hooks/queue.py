@@ -196,6 +196,8 @@ class Queue:
         """deliveries of an earlier process that wait while other deliveries block their channels"""
         self.failing = False
         """whether the attempt that ended last has failed"""
+        self._was_early = False
+        """whether the last delivery was a retry whose time had not come"""
         self._next_at = 0.0
         self.events = 0
         self.bytes = 0
@@ -316,8 +318,12 @@ class Queue:
         """Returns the next delivery to send, or None. The caller reports the result of the delivery to `done` or `failed`."""
         if len(self._current) >= self._concurrency:
             return None
-        # New events precede the retries that are not due yet: the endpoint may reject these retries again.
-        delivery = self.retries.take(now) or self._begin(now) or self.retries.take_early(self.failing)
+        # Early retries take turns with new events, because the endpoint may reject the retries again.
+        delivery = self.retries.take(now)
+        if delivery is None:
+            early = None if self._was_early else self.retries.take_early(self.failing)
+            self._was_early = early is not None
+            delivery = early or self._begin(now) or self.retries.take_early(self.failing)
         if delivery is None:
             return None
         delivery.in_outage = self.failing

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from push1st.console.lost import KEPT_SECONDS, MAX_LOST, LostNode, LostNodes
+from push1st.console.lost import KEPT_SECONDS, MAX_LOST, LatestLoss, LostNode, LostNodes
 from push1st.console.nodes import KnownNodes, NodeAbout
 
 OWN, OLD, NEW = (NodeAbout("web-1", *rest) for rest in ((1, "supervisor", 1), (0, "supervisor", 2), (0, "supervisor", 15)))
@@ -60,3 +60,14 @@ def test_worker_learns_what_others_have_lost():
     assert lost.found() == {"a": LostNode(8, OLD, 12), "b": LostNode(1)}
     lost.learn({str(number): LostNode(20 + number) for number in range(MAX_LOST)})
     assert lost.found().keys() == {str(number) for number in range(MAX_LOST)}, "the latest ones"
+
+
+def test_loss_of_the_brokers_state_keeps_its_time_if_the_clock_of_another_worker_is_ahead():
+    loss = LatestLoss()
+    for now in (100, 200, 300):
+        loss.learn(3700, now)
+    assert (loss.at, loss.reported) == (100, 3700)
+    loss.learn(250, 400)
+    assert loss.at == 100
+    loss.learn(4000, 450)
+    assert (loss.at, loss.reported) == (450, 4000)

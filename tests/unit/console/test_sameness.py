@@ -4,6 +4,7 @@ from typing import Any
 
 from push1st.config.model import AppConfig, Config, Webhook
 from push1st.console.sameness import MAX_NAMED, SETTLED_SECONDS, AppsMark, OwnApps, groups
+from push1st.limits import Limits
 from tests.support.loop import Clock
 
 
@@ -27,6 +28,11 @@ def test_fingerprint_depends_on_each_setting_of_an_app_and_on_nothing_else():
         fingerprint(app("a", older_secrets=("old",)), app("b", webhooks=(hook,))),
     ]
     assert len({first, *others}) == 5
+
+
+def test_fingerprint_does_not_depend_on_the_payload_that_each_server_sets():
+    assert fingerprint(app("a", limits=Limits(payload=200_000))) == fingerprint(app("a"))
+    assert fingerprint(app("a", limits=Limits(connections=5))) != fingerprint(app("a"))
 
 
 def test_age_begins_with_each_configuration():

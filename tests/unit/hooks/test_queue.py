@@ -201,6 +201,31 @@ def test_an_event_that_the_endpoint_rejects_is_retried_rarely_while_others_are_a
     assert len(tries) <= 18
 
 
+def test_retries_after_an_outage_do_not_wait_for_new_events():
+    """The endpoint has recovered after 60 s, while 300 events arrive in each second. A request takes 20 ms."""
+    one = queue(concurrency=10, events=100_000, bytes=1 << 30)
+    now, number, waits = 0.0, 0, [0.0]
+    current: list[tuple[float, Delivery]] = []
+    while now < 70:
+        while number <= 300 * now:
+            number += 1
+            one.put(f"c{number}", b"x", now=now)
+        ended = [delivery for at, delivery in current if at <= now]
+        current = [(at, delivery) for at, delivery in current if at > now]
+        for delivery in ended:
+            if now < 60:
+                one.failed(delivery, now, 1.0)
+            else:
+                if delivery.attempts:
+                    waits.append(now - 60)
+                one.done(delivery)
+        while (next_one := one.next(now)) is not None:
+            current.append((now + 0.02, next_one))
+        now += 0.02
+    assert len(waits) > 60
+    assert max(waits) < 3
+
+
 @pytest.mark.parametrize(("earlier", "share"), [(200, 0), (0, 20)])
 def test_events_that_the_endpoint_rejects_do_not_starve_the_others(earlier: int, share: int) -> None:
     """A request takes 20 ms. earlier: the number of rejected events at the beginning. One of `share` later ones is rejected."""

@@ -184,14 +184,13 @@ class RetainedPages:
             else:
                 self._pass(channel)
         self._send(())
-        if not self._pending:
-            self._end()
+        self._end_if_passed()
 
     # Pages
 
     async def read_first(self) -> None:
         """Reads the next page before SUBACK. `begin` sends it."""
-        if self._pending and not (self._is_scheduled or self._is_reading or self._is_blocked) and self._has_room():
+        if self._pending and not (self._is_scheduled or self._is_reading or self._is_blocked) and has_room(self._session):
             self._first_page = await self._read()
 
     def begin(self, new: Collection[str]) -> None:
@@ -223,18 +222,12 @@ class RetainedPages:
         self._is_scheduled = False
         if self._session.client.closed or self._sender.pages is not self or self._is_reading:
             return
-        if self._has_room():
+        if has_room(self._session):
             self._poll = MIN_POLL_SECONDS
             spawn(self._page())
         else:
             self._schedule(self._poll)
             self._poll = min(2 * self._poll, MAX_POLL_SECONDS)
-
-    def _has_room(self) -> bool:
-        """Returns whether the socket has taken all output."""
-        session = self._session
-        session.client.node.fanout.flush_subscriber(session.client)
-        return session.client.outlet.has_room(session.clients.context.config.server.outbox)
 
     async def _page(self) -> None:
         """Reads a page, and sends it."""
@@ -261,13 +254,16 @@ class RetainedPages:
             return
         client.node.fanout.flush_subscriber(client)  # holds the live messages that arrived before the reply of a shared broker
         self._send(self._items(channels, messages, new))
-        if self._pending:
-            if not self._is_blocked:
-                self._schedule()
-        elif not self._unmatched:
+        if self._pending and not self._is_blocked:
+            self._schedule()
+        self._end_if_passed()
+
+    def _end_if_passed(self) -> None:
+        """Ends the pages if no channel is pending: immediately, or when no late copy can arrive any more."""
+        if not (self._pending or self._unmatched):
             if self._late:
                 self._ended += 1
-                client.node.fanout.call_later(LATE_SECONDS, partial(self._end_later, self._ended))
+                self._session.client.node.fanout.call_later(LATE_SECONDS, partial(self._end_later, self._ended))
             else:
                 self._end()
 
@@ -353,6 +349,12 @@ class RetainedPages:
         for filter, wire in self._shared.items():
             if not self._session.overlaps(channel_of(filter)):
                 self._session.move(channel_of(filter), wire, None)
+
+
+def has_room(session: MqttSession) -> bool:
+    """Returns whether the socket of a client has taken all output."""
+    session.client.node.fanout.flush_subscriber(session.client)
+    return session.client.outlet.has_room(session.clients.context.config.server.outbox)
 
 
 def cut_off(client: Session) -> None:

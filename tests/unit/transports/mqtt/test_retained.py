@@ -521,6 +521,16 @@ async def test_late_copy_that_arrives_before_the_page_is_not_the_last_value(
     assert data == suback() + sent("t/a", b"2") + earlier
 
 
+async def test_late_copies_are_dropped_after_an_unsubscribe_from_another_filter(shared: MqttSite) -> None:
+    client = await shared.connected()
+    await client.subscribe("other")
+    await retain(client, "t/a", b"2")
+    assert await client.subscribe("t/#") == suback() + sent("t/a", b"2")
+    await client.unsubscribe("other")
+    client.take()
+    assert await late_copies(shared, client) == b""
+
+
 async def group_members(shared: MqttSite) -> tuple[MqttClient, MqttClient, MqttClient]:
     """Returns two members of a group, of which the first one gets all messages, and a publisher."""
     one, other, publisher = [await shared.connected(client_id=name) for name in ("one", "other", "publisher")]
