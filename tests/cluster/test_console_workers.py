@@ -5,6 +5,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -124,19 +125,21 @@ def test_overview_names_the_workers_whose_apps_differ_until_the_apps_are_the_sam
     (one, operator), (other, _) = machines
     machine = nodes(operator, 3)[0]["machine"]
 
-    def different() -> Any:
-        return operator.get("/api/overview").json["different_apps"]
+    def different(count: int) -> Any:
+        """Returns the groups in a tuple if there are `count` groups."""
+        found = operator.get("/api/overview").json["different_apps"]
+        return (found,) if len(found) == count else None
 
-    assert different() == []
+    wait_until(lambda: different(0), "all have the same apps")
     files = [server.folder / "apps" / "more.yml" for server in (other, one)]
     try:
         for file, server, count in ((files[0], other, 2), (files[1], one, 0)):
             file.write_text("more: {key: more-key, secret: a secret of the app more}\n")
             assert command(server).returncode == 0
-            found = wait_until(lambda count=count: len(different()) == count and [different()], "the difference")  # type: ignore[misc]
+            (found,) = wait_until(partial(different, count), "the difference")
             if count:
                 names = sorted(node["worker"] for node in nodes(operator, 3) if node["pid"] in workers(one).values())
-                assert found == [[[f"{machine}:{number}" for number in names], [f"{machine}:0"]]]
+                assert found == [[f"{machine}:{number}" for number in names], [f"{machine}:0"]]
     finally:
         for file, server in zip(files, (other, one), strict=True):
             file.unlink(missing_ok=True)
