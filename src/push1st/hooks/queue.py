@@ -7,9 +7,9 @@ events, so that later events on these channels wait. Events on other channels ne
 receives few requests.
 
 The endpoint fails from a failed attempt until the next successful attempt. If the last attempt of a delivery began while the
-endpoint failed, the queue retries the delivery as soon as the endpoint accepts another delivery. If the attempt began while
-the endpoint accepted deliveries, the failure is probably due to this delivery. So the queue retries this delivery only when its
-wait is over, and rarely retries an event that the endpoint never accepts.
+endpoint failed, the queue retries the delivery after the endpoint has accepted another delivery; such early retries alternate
+with new deliveries. If the attempt began while the endpoint accepted deliveries, the failure is probably due to this delivery.
+So the queue retries this delivery only when its wait is over, and rarely retries an event that the endpoint never accepts.
 
 The source of an event is the connection that caused the event; all subscription counts share one source. If the queue is full,
 the queue drops an event of the source that occupies the largest part of the queue: that source's newest event. If the new event

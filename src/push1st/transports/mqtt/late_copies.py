@@ -2,7 +2,7 @@
 
 A shared broker may return a retained message before the live copy for a filter with wildcards arrives. The delay is at most
 `LATE_SECONDS`: the publisher's worker may not have known the filter at the time of the publish. The client must not receive a
-message twice, and at the end the client must have the last value of the topic.
+message twice, and at the end the client must have the last value of the topic, if one worker has published all of the messages.
 """
 
 from collections.abc import Collection, Sequence
